@@ -1,0 +1,1 @@
+"""The pretraining harness: configuration, data, model, training loop, evaluation, checkpoints and reports."""
