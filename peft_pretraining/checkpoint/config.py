@@ -1,0 +1,31 @@
+"""Flags of checkpoints."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from peft_pretraining.config import flag
+from peft_pretraining.errors import UsageError
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Where a run lives, how often it is saved and what it continues."""
+
+    _argument_group_name: ClassVar[str] = "checkpoints"
+
+    save_dir: str | None = flag(None, help="run folder (default: runs/NAME, or runs/ and the time of the start)")
+    save_every: int = flag(10_000, help="updates between checkpoints; the last update is always saved")
+    keep_checkpoints: int = flag(3, help="newest checkpoints kept; older ones are deleted")
+    continue_from: str | None = flag(
+        None,
+        help="checkpoint folder or run folder to continue; 'auto' takes the newest valid checkpoint of --save_dir, "
+        "and starts from the beginning where there is none",
+        metavar="DIR|auto",
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("save_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name} {getattr(self, name)}: give at least 1")
+        if self.continue_from == "auto" and self.save_dir is None:
+            raise UsageError("--continue_from auto looks for checkpoints in --save_dir: give that flag too")
