@@ -9,7 +9,8 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
-from typing import TYPE_CHECKING, Any
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from peft_pretraining.checkpoint import CheckpointConfig
@@ -54,16 +55,14 @@ def flag(
 class TokenCount(int):
     """A number of tokens that people write as `100M`, `1.5B` or `10_000`; K, M, B and T are powers of 1000."""
 
-    def __new__(cls, value: int | str) -> "TokenCount":
+    def __new__(cls, value: int | str) -> Self:
         """Raises argparse.ArgumentTypeError, which a parser reports beside the flag's name."""
         if isinstance(value, int) and not isinstance(value, bool):
             return super().__new__(cls, value)
         match = _TOKEN_COUNT.fullmatch(str(value).strip())
         if match is None:
             raise argparse.ArgumentTypeError(f"{value!r} is no number of tokens: write 100M, 1.5B or 10_000")
-        tokens = float(match[1]) * _SUFFIXES[match[2].upper()]
-        if "." not in match[1]:
-            tokens = int(match[1]) * _SUFFIXES[match[2].upper()]
+        tokens = Decimal(match[1]) * _SUFFIXES[match[2].upper()]
         if tokens != int(tokens):
             raise argparse.ArgumentTypeError(f"{value!r} is no whole number of tokens")
         return super().__new__(cls, int(tokens))
