@@ -1,0 +1,140 @@
+"""Small optimization problems as data, run by the public classes and by the oracles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+import optimizers
+from tests.oracles.cases import oracle_for
+
+RECORDED = Path(__file__).resolve().parent.parent / "data" / "trajectories"
+Trajectory = list[dict[str, Tensor]]  # the parameters after each update
+
+
+@dataclass
+class Problem:
+    """A class under test with its arguments, the starting point, and the gradients of every update.
+
+    `groups` holds dictionaries whose "params" are names, or is "named_parameters" for classes that take pairs.
+    """
+
+    class_name: str
+    arguments: dict[str, Any]
+    groups: list[dict[str, Any]] | str
+    start: dict[str, Tensor]
+    gradients: list[dict[str, Tensor]]
+    learning_rates: list[float] | None = None
+    adds_to_gradient: bool = False
+    limit: float = 0.0
+    recorded: Trajectory = field(default_factory=list)
+
+    def lr(self, update: int) -> float:
+        """The learning rate of the update, counted from 0."""
+        return self.learning_rates[update] if self.learning_rates else self.arguments["lr"]
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """The class's arguments under those of the group that holds the parameter."""
+        if isinstance(self.groups, str):
+            return self.arguments
+        group = next(g for g in self.groups if name in g["params"])
+        return {**self.arguments, **{key: value for key, value in group.items() if key != "params"}}
+
+
+def build(problem: Problem, dtype: torch.dtype = torch.float32, **more: Any) -> tuple[Any, dict[str, nn.Parameter]]:
+    """The optimizer under test over fresh parameters; `more` are further keyword arguments of the class."""
+    parameters = {name: nn.Parameter(value.to(dtype).clone()) for name, value in problem.start.items()}
+    make = getattr(optimizers, problem.class_name)
+    if isinstance(problem.groups, str):
+        return make(list(parameters.items()), **problem.arguments, **more), parameters
+    groups = [{**g, "params": [parameters[name] for name in g["params"]]} for g in problem.groups]
+    return make(groups, **problem.arguments, **more), parameters
+
+
+def give_gradients(parameters: dict[str, nn.Parameter], gradients: dict[str, Tensor], adds: bool) -> None:
+    """Put the gradients where backward would; `adds` keeps what is there, as backward does."""
+    for name, gradient in gradients.items():
+        parameter = parameters[name]
+        gradient = gradient.to(parameter.dtype)
+        parameter.grad = parameter.grad + gradient if adds and parameter.grad is not None else gradient.clone()
+
+
+def run_updates(problem: Problem, optimizer: Any, parameters: dict[str, nn.Parameter],
+                first: int = 0, last: int | None = None) -> Trajectory:
+    """Updates first..last of the problem; the parameters after each."""
+    trajectory = []
+    for update in range(first, len(problem.gradients) if last is None else last):
+        for group in optimizer.param_groups:
+            group["lr"] = problem.lr(update)
+        give_gradients(parameters, problem.gradients[update], problem.adds_to_gradient)
+        optimizer.step()
+        optimizer.zero_grad()
+        trajectory.append({name: p.detach().clone() for name, p in parameters.items()})
+    return trajectory
+
+
+def follow(problem: Problem, **more: Any) -> Trajectory:
+    """The whole problem with the class under test."""
+    return run_updates(problem, *build(problem, **more))
+
+
+def follow_oracle(problem: Problem, dtype: torch.dtype = torch.float64) -> Trajectory:
+    """The whole problem with the oracles."""
+    oracles = {name: oracle_for(problem.class_name, name, value, problem.settings(name), dtype)
+               for name, value in problem.start.items()}
+    trajectory = []
+    for update, gradients in enumerate(problem.gradients):
+        for name, gradient in gradients.items():
+            oracles[name].step(gradient, problem.lr(update))
+        trajectory.append({name: oracle.weight.clone() for name, oracle in oracles.items()})
+    return trajectory
+
+
+def deviation(problem: Problem, trajectory: Trajectory, reference: Trajectory) -> float:
+    """The largest distance from the reference, relative to the largest distance it moved; infinite when not finite."""
+    worst = 0.0
+    for ours, theirs in zip(trajectory, reference, strict=True):
+        for name, start in problem.start.items():
+            want = theirs[name].double()
+            moved = (want - start.double()).abs().max().clamp_min(1e-8)
+            distance = ((ours[name].double() - want).abs().max() / moved).item()
+            worst = max(worst, distance if distance == distance else float("inf"))
+    return worst
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def load_recorded(path: Path) -> Problem:
+    """A recorded trajectory: the problem, with `recorded` and `limit` filled in."""
+    with safe_open(path, "pt") as file:
+        description = json.loads(file.metadata()["problem"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+
+    def at(kind: str, update: int) -> dict[str, Tensor]:
+        return {name: tensors[f"{kind}/{update}/{name}"] for name in description["shapes"]}
+
+    updates = range(1, description["steps"] + 1)
+    return Problem(
+        class_name=description["class"],
+        arguments={key: _tuples(value) for key, value in description["arguments"].items()},
+        groups=description["groups"],
+        start=at("parameter", 0),
+        gradients=[at("gradient", update) for update in updates],
+        learning_rates=description["learning_rates"],
+        adds_to_gradient=description["adds_to_gradient"],
+        limit=description["limit"],
+        recorded=[at("parameter", update) for update in updates],
+    )
+
+
+def recorded_paths() -> Iterator[Path]:
+    return iter(sorted(RECORDED.glob("*/*.safetensors")))
