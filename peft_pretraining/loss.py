@@ -1,0 +1,85 @@
+"""Cross-entropy of a language-model head that never holds the full logits.
+
+A vocabulary of 32,000 makes the logits of 4,096 tokens larger than all other activations of a small LLaMA
+together. The loss is a sum over rows, so its gradients can be finished chunk by chunk while the chunk's
+logits exist: the forward pass computes the loss and both gradients, the backward pass only scales them.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_ROWS = 512  # 32 MB of bf16 logits at a vocabulary of 32,000
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, *, compiled: bool = False) -> Tensor:
+    """Sum over rows of the cross-entropy of `hidden @ weight.T` against `labels`, a 0-D fp32 tensor.
+
+    hidden: (rows, features); weight: (vocabulary, features), both of one dtype; labels: (rows,) int64. The
+    products run in that dtype, the softmax and the sums in fp32. Zero rows give a zero that still carries
+    (zero) gradients. With gradients disabled only the loss is computed. `compiled` runs each chunk through
+    `torch.compile`.
+    """
+    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+        return _LinearCrossEntropy.apply(hidden, weight, labels, compiled)
+    loss_of_chunk = _compiled(_chunk_loss) if compiled else _chunk_loss
+    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    for rows, targets in zip(hidden.split(CHUNK_ROWS), labels.split(CHUNK_ROWS), strict=True):
+        if len(rows):
+            total += loss_of_chunk(rows, weight, targets)
+    return total
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, compiled: bool) -> Tensor:
+        step = _compiled(_chunk_loss_and_gradients) if compiled else _chunk_loss_and_gradients
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden)
+        # bf16 would lose a chunk's share once the sum of the earlier chunks is 256 times larger
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        chunks = zip(
+            hidden.split(CHUNK_ROWS), labels.split(CHUNK_ROWS), grad_hidden.split(CHUNK_ROWS), strict=True
+        )
+        for rows, targets, grad_rows in chunks:
+            if len(rows):
+                loss += step(rows, weight, targets, grad_rows, grad_weight)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        scaled_weight = torch.empty_like(grad_weight, dtype=ctx.weight_dtype)
+        torch.mul(grad_weight, grad_loss, out=scaled_weight)  # casts while writing: no second fp32 copy
+        return grad_hidden * grad_loss.to(grad_hidden.dtype), scaled_weight, None, None
+
+
+def _chunk_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    logits = (hidden @ weight.t()).float()
+    return (logits.logsumexp(dim=-1) - logits.gather(1, labels[:, None])[:, 0]).sum()
+
+
+def _chunk_loss_and_gradients(
+    hidden: Tensor, weight: Tensor, labels: Tensor, grad_hidden: Tensor, grad_weight: Tensor
+) -> Tensor:
+    """Loss of one chunk; writes its rows of `grad_hidden` and adds its share to `grad_weight` (fp32)."""
+    logits = hidden @ weight.t()
+    log_normalizer = logits.float().logsumexp(dim=-1, keepdim=True)
+    loss = (log_normalizer - logits.gather(1, labels[:, None]).float()).sum()
+    # gradient of the loss by the logits: the predicted probabilities, less one at the label
+    columns = torch.arange(logits.shape[1], device=logits.device)
+    probabilities = (logits.float() - log_normalizer).exp()
+    grad_logits = torch.where(columns == labels[:, None], probabilities - 1, probabilities).to(logits.dtype)
+    grad_hidden.copy_(grad_logits @ weight)
+    grad_weight.add_(grad_logits.t() @ hidden)
+    return loss
+
+
+@cache
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return torch.compile(function, dynamic=True)
