@@ -24,11 +24,11 @@ from peft_pretraining.training import TrainingConfig
 _DESCRIPTION = """\
 Pretrain a LLaMA model on text.
 
-  torchrun --standalone --nproc_per_node N torchrun_main.py --model_config configs/llama_60m.json --optimizer NAME ...
-  python torchrun_main.py --single_gpu ...
+  torchrun --standalone --nproc_per_node N torchrun_main.py --model_config FILE --optimizer NAME ...
+  python torchrun_main.py --single_gpu --model_config FILE --optimizer NAME ...
 
-A switch is turned off by --no_NAME. Names may be written with hyphens. Counts of updates are updates of the weights,
-whatever the accumulation; counts of tokens may be written as 100M or 1.5B."""
+A switch is turned off by --no_NAME. Names may be written with hyphens. Counts of updates are updates of the
+weights, whatever the accumulation; counts of tokens may be written as 100M or 1.5B."""
 
 _FILE_LIMIT = 1 << 20
 
@@ -36,9 +36,9 @@ _FILE_LIMIT = 1 << 20
 def parse_config(argv: Sequence[str] | None = None, *, world_size: int | None = None) -> RunConfig:
     """The configuration of a run, complete and checked.
 
-    argv: the words after the program's name (default: those of this process). world_size: the number of processes
-    (default: WORLD_SIZE of the environment, as torchrun sets it, else 1). Raises UsageError with one readable message
-    for every mistake; `--help` prints and raises SystemExit(0).
+    argv: the words after the program's name (default: those of this process). world_size: the number of
+    processes (default: WORLD_SIZE of the environment, as torchrun sets it, else 1). Raises UsageError with
+    one readable message for every mistake; `--help` prints and raises SystemExit(0).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     processes = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
@@ -71,16 +71,23 @@ def _section_types() -> dict[str, type]:
 
 
 def _parser() -> FlagParser:
-    parser = FlagParser(_section_types().values(), prog="torchrun_main.py", description=_DESCRIPTION)
+    parser = FlagParser(
+        _section_types().values(),
+        prog="torchrun_main.py",
+        usage="%(prog)s --model_config FILE --optimizer NAME [flags]",
+        description=_DESCRIPTION,
+    )
     parser.add_argument(
-        "--config", metavar="run.json", help="start from a saved configuration (run.json of a run's folder); "
-        "flags typed beside it override it"
+        "--config",
+        metavar="run.json",
+        help="start from a saved configuration (run.json of a run's folder); "
+        "flags typed beside it override it",
     )
     return parser
 
 
 def _load_method_files(arguments: Sequence[str]) -> None:
-    """Load the user's own method first, since its hyperparameters are flags too. Only a typed path is ever run."""
+    """Load the user's own method first: its hyperparameters are flags too. Only a typed path is ever run."""
     first = FlagParser([], add_help=False)
     first.add_argument("--optimizer_file", "--optimizer-file", dest="path", action="append")
     known, _ = first.parse_known_args(list(arguments))
@@ -119,19 +126,22 @@ def _stated(parser: FlagParser, content: Any, typed: Mapping[str, Any]) -> dict[
     saved = parser.read(_as_arguments(content))
     if "optimizer_file" in saved and "optimizer_file" not in typed:
         raise UsageError(
-            f"the saved run used a method of its own; type --optimizer_file {saved['optimizer_file']} to run that code"
+            "the saved run used a method of its own; "
+            f"type --optimizer_file {saved['optimizer_file']} to run that code"
         )
     return {name: value for name, value in saved.items() if value != parser.fields[name].default}
 
 
 def _as_arguments(content: Any) -> list[str]:
-    """The command line that states a saved configuration, so that saved and typed values pass the same checks."""
+    """The command line that states a saved configuration: saved and typed values pass the same checks."""
     if not isinstance(content, Mapping):
         raise UsageError("a saved configuration is an object of sections")
     sections, arguments = _section_types(), []
     for section, values in content.items():
         if section not in sections or not isinstance(values, Mapping):
-            raise UsageError(f"{section!r} is no section{nearest(section, sections) or '; one of ' + ', '.join(sections)}")
+            raise UsageError(
+                f"{section!r} is no section{nearest(section, sections) or '; one of ' + ', '.join(sections)}"
+            )
         names = [field.name for field in dataclasses.fields(sections[section])]
         for name, value in values.items():
             if name not in names:

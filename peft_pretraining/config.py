@@ -1,7 +1,7 @@
-"""The pieces every typed configuration shares: flags as dataclass fields, token counts, and a whole run's settings.
+"""What every typed configuration shares: flags as dataclass fields, token counts, a whole run's settings.
 
-Each part of the harness keeps a frozen dataclass beside the code it configures. This module imports none of them when
-it is loaded, so that all of them may import `flag` from here.
+Each part of the harness keeps a frozen dataclass beside the code it configures. This module imports none of
+them when it is loaded, so that all of them may import `flag` from here.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def flag(
     default_factory: Callable[[], Any] | Any = MISSING,
     metavar: str | None = None,
 ) -> Any:
-    """A dataclass field that is also a command-line flag (`transformers.HfArgumentParser` reads its metadata).
+    """A dataclass field that is also a command-line flag: `transformers.HfArgumentParser` reads its metadata.
 
     `help` states the unit. `aliases` are further names, with or without leading dashes. Percent signs need no
     escaping. A field without default is a required flag.
@@ -53,7 +53,7 @@ def flag(
 
 
 class TokenCount(int):
-    """A number of tokens that people write as `100M`, `1.5B` or `10_000`; K, M, B and T are powers of 1000."""
+    """A number of tokens that people write as `100M`, `1.5B` or `10_000`; K, M, B, T are powers of 1000."""
 
     def __new__(cls, value: int | str) -> Self:
         """Raises argparse.ArgumentTypeError, which a parser reports beside the flag's name."""
@@ -70,7 +70,7 @@ class TokenCount(int):
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run. Built by `peft_pretraining.cli.parse_config`; saved as run.json, a section a key."""
+    """Everything that decides a run: made by `peft_pretraining.cli.parse_config`, saved as run.json."""
 
     model: "ModelConfig"
     data: "DataConfig"

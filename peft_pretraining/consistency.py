@@ -1,4 +1,4 @@
-"""What flags mean together: batch arithmetic, the length of a run, and what a reloaded configuration gives way to."""
+"""What flags mean together: batch arithmetic, the length of a run, how typed flags displace saved ones."""
 
 import dataclasses
 from collections.abc import Collection
@@ -8,13 +8,14 @@ from loguru import logger
 
 from peft_pretraining.config import RunConfig
 from peft_pretraining.errors import UsageError
-from peft_pretraining.optimizing import OptimizerConfig, applicable, chosen_method
+from peft_pretraining.optimizing import OptimizerConfig, applicable, chosen_method, synonyms
 from peft_pretraining.schedule import build_schedule
 from peft_pretraining.training import TrainingConfig
 
 Flags = dict[str, Any]
 
-# Saved values that only make sense beside the saved value of another flag: another value typed for that one drops them.
+# Saved values that only make sense beside the saved value of another flag: typing another value for that one
+# drops them.
 _BELONGS_TO = {
     "cycle_length": "scheduler",
     "restart_warmup_steps": "scheduler",
@@ -28,9 +29,10 @@ _BELONGS_TO = {
 
 
 def give_way(saved: Flags, typed: Flags) -> Flags:
-    """The saved flags that still count once `typed` flags are put over them; whatever else is dropped is logged.
+    """The saved flags that still count once `typed` flags are put over them; what is dropped is logged.
 
-    A saved run keeps its sequences per update; the micro-batches that make them up follow from the processes at hand.
+    A saved run keeps its sequences per update; the micro-batches that make them up follow from the processes
+    at hand.
     """
     kept = {name: value for name, value in saved.items() if name not in typed}
     for name in _derived(kept, typed):
@@ -40,6 +42,10 @@ def give_way(saved: Flags, typed: Flags) -> Flags:
     ]
     if "optimizer" in typed and "optimizer" in saved:
         displaced += _of_other_method(saved["optimizer"], typed["optimizer"])
+    if "optimizer" in kept:
+        displaced += [
+            own for own, other in synonyms(chosen_method(kept["optimizer"])).items() if other in typed
+        ]
     for name in displaced:
         if name in kept:
             logger.info("saved --{} {} gives way to what was typed", name, kept.pop(name))
@@ -72,12 +78,14 @@ def _of_other_method(before: str, after: str) -> list[str]:
 def resolve(config: RunConfig, given: Collection[str], world_size: int) -> RunConfig:
     """Check `config` as a whole and write out what follows from it.
 
-    given: the flags that were stated, typed or saved. Raises UsageError for flags that contradict one another or that
-    nothing would read.
+    given: the flags that were stated, typed or saved. Raises UsageError for flags that contradict one another
+    or that nothing would read.
     """
     _check_processes(config, world_size)
     _check_unused(config, given)
-    training = _resolve_length(_resolve_batch(config.training, given, world_size), given, config.data.max_length)
+    training = _resolve_length(
+        _resolve_batch(config.training, given, world_size), given, config.data.max_length
+    )
     build_schedule(config.schedule, training.num_training_steps)
     return dataclasses.replace(config, training=training, optimizer=config.optimizer.resolved())
 
@@ -85,10 +93,13 @@ def resolve(config: RunConfig, given: Collection[str], world_size: int) -> RunCo
 def _check_processes(config: RunConfig, world_size: int) -> None:
     if config.parallel.single_gpu and world_size > 1:
         raise UsageError(
-            f"--single_gpu runs one process, but torchrun started {world_size}: leave it out, or use --nproc_per_node 1"
+            f"--single_gpu runs one process, but torchrun started {world_size}: leave it out, or use "
+            "--nproc_per_node 1"
         )
     if config.parallel.single_gpu and config.parallel.parallel == "fsdp":
-        raise UsageError("--parallel fsdp shards over a process group, which --single_gpu does not start: drop one")
+        raise UsageError(
+            "--parallel fsdp shards over a process group, which --single_gpu does not start: drop one"
+        )
 
 
 def _check_unused(config: RunConfig, given: Collection[str]) -> None:
@@ -108,14 +119,18 @@ def _check_presets(optimizer: OptimizerConfig) -> None:
         value = getattr(optimizer, name, None)
         if value is not None and value != implied:
             raise UsageError(
-                f"--{name} {value} contradicts --optimizer {optimizer.optimizer}, whose name implies {implied}: "
-                "leave it out or choose the method without that in its name"
+                f"--{name} {value} contradicts --optimizer {optimizer.optimizer}, whose name implies "
+                f"{implied}: leave it out or choose the method without that in its name"
             )
 
 
 def _resolve_batch(training: TrainingConfig, given: Collection[str], world_size: int) -> TrainingConfig:
-    """Fill in whichever of batch size, accumulation and total follows from the other two and the processes."""
-    batch, accumulation, total = training.batch_size, training.gradient_accumulation, training.total_batch_size
+    """Fill in whichever of batch size, accumulation and total follows from the others and the processes."""
+    batch, accumulation, total = (
+        training.batch_size,
+        training.gradient_accumulation,
+        training.total_batch_size,
+    )
     processes = f" x {world_size} processes" if world_size > 1 else ""
     if total is None:
         accumulation = accumulation or 1
@@ -132,10 +147,12 @@ def _resolve_batch(training: TrainingConfig, given: Collection[str], world_size:
         batch = total // (accumulation * world_size)
     elif batch * accumulation * world_size != total:
         raise UsageError(
-            f"--total_batch_size {total} is not --batch_size {batch} x --gradient_accumulation {accumulation}{processes} "
-            f"= {batch * accumulation * world_size}: leave out one of the three"
+            f"--total_batch_size {total} is not --batch_size {batch} x --gradient_accumulation {accumulation}"
+            f"{processes} = {batch * accumulation * world_size}: leave out one of the three"
         )
-    return dataclasses.replace(training, batch_size=batch, gradient_accumulation=accumulation, total_batch_size=total)
+    return dataclasses.replace(
+        training, batch_size=batch, gradient_accumulation=accumulation, total_batch_size=total
+    )
 
 
 def _resolve_length(training: TrainingConfig, given: Collection[str], max_length: int) -> TrainingConfig:
@@ -144,8 +161,8 @@ def _resolve_length(training: TrainingConfig, given: Collection[str], max_length
         return training
     if "num_training_steps" in given:
         raise UsageError(
-            f"--max_train_tokens {tokens} and --num_training_steps {training.num_training_steps} both set the length of "
-            "the run: leave one of them out"
+            f"--max_train_tokens {tokens} and --num_training_steps {training.num_training_steps} both set "
+            "the length of the run: leave one of them out"
         )
     assert training.total_batch_size is not None
     per_update = training.total_batch_size * max_length

@@ -1,4 +1,4 @@
-"""Reads flags from typed dataclasses: grouped help, negations, and mistakes reported with the nearest right name."""
+"""Reads flags from typed dataclasses: grouped help, negations, mistakes met with the nearest name."""
 
 import argparse
 import copy
@@ -20,8 +20,8 @@ _NOT_GIVEN = object()
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
-    """'; did you mean a, b?' for the closest candidates, or nothing when none is close."""
-    close = difflib.get_close_matches(name, list(candidates), n=3, cutoff=0.6)
+    """'; did you mean a, b?' for the closest candidates, or nothing where none is close."""
+    close = difflib.get_close_matches(name, list(candidates), n=3, cutoff=0.7)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
@@ -41,11 +41,11 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 class FlagParser(HfArgumentParser):
     """HfArgumentParser that tells typed flags from defaults and raises UsageError instead of exiting.
 
-    A field may name its own help group in its metadata (`group`). Nothing is required while parsing: `required`
-    lists the flags without default, for whoever merges the values.
+    A field may name its own help group in its metadata (`group`). Nothing is required while parsing:
+    `required` lists the flags without default, for whoever merges the values.
     """
 
-    def __init__(self, sections: Iterable[type], **kwargs: Any) -> None:
+    def __init__(self, sections: Iterable[Any], **kwargs: Any) -> None:
         self._titled: dict[str, Any] = {}
         self.fields: dict[str, dataclasses.Field[Any]] = {}
         super().__init__(sections, allow_abbrev=False, formatter_class=_Formatter, **kwargs)
@@ -65,7 +65,7 @@ class FlagParser(HfArgumentParser):
         return [flag for flag in self._option_string_actions if "-" not in flag.lstrip("-") and len(flag) > 2]
 
     def read(self, arguments: Sequence[str]) -> dict[str, Any]:
-        """The flags that these arguments state, by field name. Raises UsageError for anything that is no flag."""
+        """The flags that these arguments state, by field name. Raises UsageError for what is no flag."""
         blank = argparse.Namespace(**{action.dest: _NOT_GIVEN for action in self._actions})
         namespace, stray = self.parse_known_args(list(arguments), blank)
         if stray:
@@ -115,7 +115,11 @@ class FlagParser(HfArgumentParser):
     def _parse_dataclass_field(parser: Any, field: Any) -> None:
         metadata = {key: field.metadata[key] for key in _ARGPARSE_KEYS if field.metadata.get(key) is not None}
         metadata["help"] = _help_text(field)
-        plain = field.type if not get_args(field.type) else next(t for t in get_args(field.type) if t is not type(None))
+        plain = (
+            field.type
+            if not get_args(field.type)
+            else next(t for t in get_args(field.type) if t is not type(None))
+        )
         if plain is bool:
             _add_switch(parser, field.name, metadata)
             return
@@ -131,7 +135,7 @@ def _help_text(field: Any) -> str:
     text = field.metadata["help"]
     if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
         text += " (required)"
-    elif field.default not in (None, False, dataclasses.MISSING):
+    elif field.default is not None and field.default is not False:
         text += f" (default {field.default})"
     return str(text).replace("%", "%%")
 
@@ -141,7 +145,13 @@ def _add_switch(parser: Any, name: str, metadata: dict[str, Any]) -> None:
     names = [f"--{name}", *metadata.get("aliases", ())]
     spellings = list(dict.fromkeys(spelling for n in names for spelling in (n, _hyphenated(n))))
     parser.add_argument(
-        *spellings, dest=name, type=string_to_bool, nargs="?", const=True, metavar="BOOL", help=metadata["help"]
+        *spellings,
+        dest=name,
+        type=string_to_bool,
+        nargs="?",
+        const=True,
+        metavar="BOOL",
+        help=metadata["help"],
     )
     negation = f"--no_{name}"
     parser.add_argument(

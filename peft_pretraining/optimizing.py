@@ -1,7 +1,8 @@
 """The optimizer's flags, collected from the registry of `optimizers`: no method is named here.
 
-A flag belongs to every method that has a hyperparameter of its name. Left out, it takes the default of the chosen
-method; given to a method that does not have it, it is an error.
+A flag belongs to every method that has a hyperparameter of its name. Left out, it takes the default of the
+chosen method; given to a method that does not have it, it is an error. A method may answer to the name of
+another's hyperparameter (momentum to --beta1): that flag then sets its own.
 """
 
 import dataclasses
@@ -16,7 +17,6 @@ from optimizers.engine.options import EngineOptions
 from peft_pretraining.config import flag
 from peft_pretraining.errors import UsageError
 
-_PAPER_NAMES = {"beta1": ("--adam_beta1",), "beta2": ("--adam_beta2",)}
 _HYPERPARAMETERS, _ENGINE = "hyperparameters of the optimizer", "engine (every method)"
 
 
@@ -26,7 +26,7 @@ class OptimizerConfig:
 
     _argument_group_name: ClassVar[str] = "optimizer"
 
-    optimizer: str = flag(help="the method, by name or alias")
+    optimizer: str = flag(metavar="NAME", help="the method, by name or alias")
     lr: float = flag(1e-4, help="peak learning rate, reached after the warmup")
     optimizer_file: str | None = flag(
         None, metavar="FILE.py", help="a Python file that registers a method of your own; its code is run"
@@ -45,24 +45,28 @@ class OptimizerConfig:
 
     def hyperparameters(self) -> dict[str, Any]:
         """What the method takes beside lr, defaults filled in."""
-        return self._filled(self.method.hyperparameters, {})
+        return self._filled(self.method.hyperparameters, {}, synonyms(self.method))
 
     def engine_options(self) -> dict[str, Any]:
         """Fields of `EngineOptions`, with what the method's name implies; empty for a library's optimizer."""
-        return self._filled(EngineOptions, self.method.presets) if self.method.engine else {}
+        return self._filled(EngineOptions, self.method.presets, {}) if self.method.engine else {}
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `optimizers.build_optimizer` beside name, model and lr."""
         return {**self.hyperparameters(), **self.engine_options()}
 
     def resolved(self) -> "OptimizerConfig":
-        """The same configuration with the method's own defaults written out. Raises UsageError for a bad value."""
-        for kind, values in ((self.method.hyperparameters, self.hyperparameters()), (EngineOptions, self.engine_options())):
+        """The same with the method's defaults written out. Raises UsageError for a bad value."""
+        for kind, values in (
+            (self.method.hyperparameters, self.hyperparameters()),
+            (EngineOptions, self.engine_options()),
+        ):
             try:
                 kind(**values)
             except ValueError as error:
                 raise UsageError(f"--optimizer {self.optimizer}: {error}") from error
-        return dataclasses.replace(self, **self.arguments())
+        settled = dict.fromkeys(synonyms(self.method).values())
+        return dataclasses.replace(self, **{**settled, **self.arguments()})
 
     def unused(self) -> dict[str, list[str]]:
         """Flags that were given but that the chosen method does not have -> the methods that have them."""
@@ -73,10 +77,18 @@ class OptimizerConfig:
             if getattr(self, name, None) is not None and name not in usable
         }
 
-    def _filled(self, kind: type, implied: Mapping[str, Any]) -> dict[str, Any]:
+    def _given(self, name: str, synonym: str | None) -> Any:
+        own, other = getattr(self, name, None), getattr(self, synonym, None) if synonym else None
+        if None not in (own, other) and own != other:
+            raise UsageError(
+                f"--{name} {own} and --{synonym} {other} set the same value: leave one of them out"
+            )
+        return other if own is None else own
+
+    def _filled(self, kind: type, implied: Mapping[str, Any], synonyms: Mapping[str, str]) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for field in dataclasses.fields(kind):
-            given = getattr(self, field.name, None)
+            given = self._given(field.name, synonyms.get(field.name))
             if given is not None:
                 values[field.name] = given
             elif field.name in implied:
@@ -108,7 +120,9 @@ def load_method_file(path: str) -> None:
 def applicable(method: registry.Method) -> list[str]:
     """Names of the flags that a method takes."""
     kinds = (method.hyperparameters, EngineOptions) if method.engine else (method.hyperparameters,)
-    return [field.name for kind in kinds for field in dataclasses.fields(kind)]
+    return [field.name for kind in kinds for field in dataclasses.fields(kind)] + list(
+        synonyms(method).values()
+    )
 
 
 def method_flags() -> list[str]:
@@ -116,43 +130,86 @@ def method_flags() -> list[str]:
     return list(dict.fromkeys(name for method in registry.methods() for name in applicable(method)))
 
 
+def synonyms(method: registry.Method) -> dict[str, str]:
+    """Hyperparameters of this method that answer to the name of another method's: own -> other name."""
+    names = _hyperparameter_names()
+    answers = {
+        field.name: names & set(_other_names(field)) for field in dataclasses.fields(method.hyperparameters)
+    }
+    return {name: min(others) for name, others in answers.items() if others}
+
+
+def _hyperparameter_names() -> set[str]:
+    return {
+        field.name for method in registry.methods() for field in dataclasses.fields(method.hyperparameters)
+    }
+
+
+def _other_names(field: Any) -> list[str]:
+    """Further names of a hyperparameter's flag; the negation of a switch is made by the parser."""
+    names = [name.lstrip("-") for name in field.metadata.get("flags", ())]
+    return [name for name in names if name != f"no_{field.name}"]
+
+
 @cache
 def optimizer_config_type() -> type[OptimizerConfig]:
-    """OptimizerConfig with a flag for every hyperparameter of every registered method; None is the method's default."""
-    flags: dict[str, tuple[str, Any, Any]] = {}
-    owners: dict[str, dict[str, Any]] = {}
+    """OptimizerConfig with a flag for every hyperparameter of every method; None is the method's default."""
+    names = ", ".join(registry.available())
+    method = flag(metavar="NAME", help=f"the method, by name or alias: {names}")
+    flags: dict[str, Any] = {"optimizer": ("optimizer", str, method)}
+    aliases, uses = _flag_names(), _uses()
     for method in registry.methods():
-        hints = get_type_hints(method.hyperparameters)
-        for field in dataclasses.fields(method.hyperparameters):
-            owners.setdefault(field.name, {})[method.name] = field.default
-            entry = _flag_field(field, hints[field.name], _HYPERPARAMETERS)
-            if flags.setdefault(field.name, entry)[1] != entry[1]:
-                raise TypeError(f"{method.name} gives --{field.name} another type than the methods before it")
-    for name, defaults in owners.items():
-        field = flags[name][2]
-        metadata = {**field.metadata, "help": f"{field.metadata['help']} ({_defaults_text(defaults)})"}
-        flags[name] = (*flags[name][:2], dataclasses.field(default=None, metadata=metadata))
-    hints = get_type_hints(EngineOptions)
-    for field in dataclasses.fields(EngineOptions):
-        flags[field.name] = _flag_field(field, hints[field.name], _ENGINE, f" (default {field.default})")
+        for name, (kind, metadata) in _typed_fields(method.hyperparameters).items():
+            if flags.setdefault(name, (name, kind, None))[1] != kind:
+                raise TypeError(f"{method.name} gives --{name} another type than the methods before it")
+            metadata |= {
+                "group": "hyperparameters of the optimizer",
+                "aliases": aliases[name],
+                "help": uses[name],
+            }
+            if flags[name][2] is None:
+                flags[name] = (name, kind, dataclasses.field(default=None, metadata=metadata))
+    for name, (kind, metadata) in _typed_fields(EngineOptions).items():
+        metadata["group"] = "execution and state of the optimizer"
+        metadata["help"] += f" (default {EngineOptions.__dataclass_fields__[name].default})"
+        flags[name] = (name, kind, dataclasses.field(default=None, metadata=metadata))
     return dataclasses.make_dataclass(
         "CompleteOptimizerConfig", list(flags.values()), bases=(OptimizerConfig,), frozen=True, kw_only=True
     )
 
 
-def _flag_field(field: Any, hint: Any, group: str, note: str = "") -> tuple[str, Any, Any]:
-    others = [name if name.startswith("-") else f"--{name}" for name in field.metadata.get("flags", ())]
-    aliases = [name for name in (*others, *_PAPER_NAMES.get(field.name, ())) if name != f"--no_{field.name}"]
-    metadata = {"help": field.metadata["help"] + note, "group": group, "aliases": list(dict.fromkeys(aliases))}
-    if field.metadata.get("choices"):
-        metadata["choices"] = field.metadata["choices"]
-    plain = next((kind for kind in get_args(hint) if kind is not type(None)), hint)
-    return field.name, plain | None, dataclasses.field(default=None, metadata=metadata)
+def _typed_fields(kind: type) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Field name -> its type or None, and its help and choices."""
+    hints, found = get_type_hints(kind), {}
+    for field in dataclasses.fields(kind):
+        plain = next((t for t in get_args(hints[field.name]) if t is not type(None)), hints[field.name])
+        metadata = {key: field.metadata[key] for key in ("help", "choices") if field.metadata.get(key)}
+        found[field.name] = (plain | None, metadata)
+    return found
 
 
-def _defaults_text(defaults: Mapping[str, Any]) -> str:
-    """Which methods a flag belongs to, by default value: '0.9: adam, adamw; 0.908: ...'."""
-    by_value: dict[str, list[str]] = {}
-    for method, value in defaults.items():
-        by_value.setdefault("required" if value is MISSING else str(value), []).append(method)
-    return "default " + "; ".join(f"{value}: {', '.join(names)}" for value, names in by_value.items())
+def _flag_names() -> dict[str, list[str]]:
+    """Hyperparameter -> further names of its flag over all methods."""
+    names: dict[str, list[str]] = {name: [] for name in _hyperparameter_names()}
+    for method in registry.methods():
+        answers_to = synonyms(method)
+        for field in dataclasses.fields(method.hyperparameters):
+            owner = answers_to.get(field.name, field.name)
+            new = [f"--{name}" for name in _other_names(field) if name not in names]
+            names[owner] += [name for name in new if name not in names[owner]]
+    return names
+
+
+def _uses() -> dict[str, str]:
+    """Hyperparameter -> what it means, where methods differ in words or default for each of them."""
+    found: dict[str, dict[tuple[str, str], list[str]]] = {}
+    for method in registry.methods():
+        for field in dataclasses.fields(method.hyperparameters):
+            default = "required" if field.default is MISSING else f"default {field.default}"
+            found.setdefault(field.name, {}).setdefault((field.metadata["help"], default), []).append(
+                method.name
+            )
+    return {
+        name: "; ".join(f"{text} ({default}: {', '.join(names)})" for (text, default), names in uses.items())
+        for name, uses in found.items()
+    }

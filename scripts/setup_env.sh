@@ -45,7 +45,7 @@ make_venv() {
 
 has_nvidia_gpu() { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; }
 
-pip_install() { "$python" -m pip install --disable-pip-version-check --quiet "$@"; }
+pip_install() { "$python" -m pip install --disable-pip-version-check -qq "$@"; }
 
 # The default wheels for Linux bring several GB of CUDA libraries. Without a GPU, look for a CPU build: first among wheels
 # kept on this machine (pip's find-links), then on PyTorch's own index, and only then take what the package index has.
