@@ -1,0 +1,82 @@
+"""The flags of the data: what is read, how it becomes rows of tokens, and how its faults are met."""
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+from peft_pretraining.config import TokenCount, flag
+from peft_pretraining.errors import UsageError
+
+DEFAULT_HUB_TOKENIZER = "t5-base"
+_RANGE = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where text comes from and the rows of tokens a run sees. Raises UsageError for a value that cannot work."""
+
+    _argument_group_name: ClassVar[str] = "data"
+
+    dataset: str = flag(
+        "c4",
+        help="c4 (allenai/c4 en, streamed from the hub), builtin (documentation of the installed Python packages, "
+        "needs no network), or a path or glob of json, jsonl, txt (also .gz, .zst) or parquet files",
+    )
+    dataset_revision: str = flag("main", help="branch, tag or commit of allenai/c4 on the hub")
+    text_column: str = flag("text", help="field of json or parquet records that holds a document")
+    tokenizer: str | None = flag(
+        None,
+        help="Hugging Face name or path, or builtin: a byte-level BPE of the model's vocabulary, trained once on the "
+        f"builtin corpus (default: {DEFAULT_HUB_TOKENIZER}; builtin with --dataset builtin)",
+    )
+    max_length: int = flag(256, help="tokens in a row")
+    packing: bool = flag(
+        False, help="fill rows with documents joined by EOS, instead of one padded or cut document a row"
+    )
+    workers: int | None = flag(
+        None,
+        help="processes that prepare data, for each training process; 0 prepares in the training process "
+        "(default: 1 to 4 by the number of cores)",
+    )
+    strict_data: bool = flag(False, help="stop at a damaged document or shard instead of skipping it")
+    eval_tokens: TokenCount = flag(
+        TokenCount("10M"), help="tokens of the validation set, as 10M; fewer where fewer exist"
+    )
+    data_seed: int | None = flag(None, help="seed of the data order (default: --seed)")
+    lanes: int | None = flag(
+        None,
+        help="independent streams the data is split into; must divide the sequences of an update and be a multiple "
+        "of the number of processes, now and on resume (default: about 16)",
+    )
+    shuffle_block: int = flag(1024, help="documents of a stream shuffled at a time; 1 keeps their order in a shard")
+    skip_batches: str | None = flag(
+        None, metavar="A-B", help="updates' worth of data to pass over, counted from 1: 120-130, or 120-130,400-400"
+    )
+    data_timeout: float = flag(
+        300.0, help="seconds without new data from a shard after which the run ends and names it"
+    )
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_length", 2), ("shuffle_block", 1), ("eval_tokens", 1), ("lanes", 1), ("workers", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"--{name} {value}: give at least {least}")
+        if self.data_seed is not None and self.data_seed < 0:
+            raise UsageError(f"--data_seed {self.data_seed}: give 0 or more")
+        if not self.data_timeout > 0:
+            raise UsageError(f"--data_timeout {self.data_timeout}: give a number of seconds above 0")
+        if self.dataset_revision != "main" and self.dataset != "c4":
+            raise UsageError(f"--dataset_revision {self.dataset_revision} needs --dataset c4: leave it out")
+        parse_ranges(self.skip_batches)
+
+
+def parse_ranges(text: str | None) -> tuple[tuple[int, int], ...]:
+    """Inclusive ranges of `--skip_batches`, `120-130,400-400`. Raises UsageError."""
+    ranges = []
+    for part in text.split(",") if text is not None else ():
+        match = _RANGE.fullmatch(part)
+        first, last = (int(match[1]), int(match[2])) if match else (0, 0)
+        if not 1 <= first <= last:
+            raise UsageError(f"--skip_batches {text}: give ranges A-B with 1 <= A <= B, as 120-130")
+        ranges.append((first, last))
+    return tuple(ranges)
