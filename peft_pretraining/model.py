@@ -119,7 +119,8 @@ def build_model(config: ModelConfig, device: torch.device | str, seed: int) -> P
     llama_config.dtype = config.torch_dtype
     llama_config._attn_implementation = "sdpa" if config.use_hf_model else padding.ATTENTION
     with torch.device("meta"):
-        llama = LlamaForCausalLM(llama_config).to(dtype=config.torch_dtype)
+        llama = LlamaForCausalLM(llama_config)
+    nn.Module.to(llama, config.torch_dtype)
     # Pads never reach the loss. Were this id a real token of the tokenizer, the flag would freeze its
     # embedding.
     llama.model.embed_tokens.padding_idx = None
