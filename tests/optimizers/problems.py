@@ -35,6 +35,7 @@ class Problem:
     adds_to_gradient: bool = False
     limit: float = 0.0
     recorded: Trajectory = field(default_factory=list)
+    only_oracle: dict[str, Any] = field(default_factory=dict)  # settings that the class finds out by itself
 
     def lr(self, update: int) -> float:
         """The learning rate of the update, counted from 0."""
@@ -43,12 +44,61 @@ class Problem:
     def settings(self, name: str) -> dict[str, Any]:
         """The class's arguments under those of the group that holds the parameter."""
         if isinstance(self.groups, str):
-            return self.arguments
+            return {**self.arguments, **self.only_oracle}
         group = next(g for g in self.groups if name in g["params"])
-        return {**self.arguments, **{key: value for key, value in group.items() if key != "params"}}
+        own = {key: value for key, value in group.items() if key != "params"}
+        return {**self.arguments, **own, **self.only_oracle}
 
 
-def build(problem: Problem, dtype: torch.dtype = torch.float32, **more: Any) -> tuple[Any, dict[str, nn.Parameter]]:
+def random_problem(
+    class_name: str,
+    shapes: dict[str, tuple[int, ...]],
+    groups: list[dict] | str,
+    seed: int,
+    *,
+    scheduled: bool = False,
+    scale: float = 0.01,
+    updates: int = 7,
+    **arguments: Any,
+) -> Problem:
+    """Normal weights and gradients. Gradients of size 0.01 let an eps of 1e-6 in the wrong place show, and keep rounding
+    noise in a projected gradient (1e-9) far below it."""
+    generator = torch.Generator().manual_seed(seed)
+    start = {name: 0.2 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    gradients = [
+        {name: scale * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        for _ in range(updates)
+    ]
+    lr = arguments.setdefault("lr", 0.01)
+    rates = [lr * factor for factor in (0.25, 0.5, 0.75, 1.0, 0.9, 0.6, 0.3)] if scheduled else None
+    return Problem(class_name, arguments, groups, start, gradients, rates)
+
+
+LAYER = "model.layers.0."
+
+
+def llama_shapes(kv_heads: int, group_size: int, head_dim: int, dim: int) -> dict[str, tuple[int, ...]]:
+    """One LLaMA-like layer with biases; query heads outnumber key heads by group_size."""
+    queries, keys = kv_heads * group_size * head_dim, kv_heads * head_dim
+    return {
+        "model.embed_tokens.weight": (11, dim),
+        LAYER + "self_attn.q_proj.weight": (queries, dim),
+        LAYER + "self_attn.q_proj.bias": (queries,),
+        LAYER + "self_attn.k_proj.weight": (keys, dim),
+        LAYER + "self_attn.v_proj.weight": (keys, dim),
+        LAYER + "self_attn.o_proj.weight": (dim, queries),
+        LAYER + "mlp.gate_proj.weight": (13, dim),
+        LAYER + "mlp.up_proj.weight": (13, dim),
+        LAYER + "mlp.down_proj.weight": (dim, 13),
+        LAYER + "input_layernorm.weight": (dim,),
+        "model.norm.weight": (dim,),
+        "lm_head.weight": (11, dim),
+    }
+
+
+def build(
+    problem: Problem, dtype: torch.dtype = torch.float32, **more: Any
+) -> tuple[Any, dict[str, nn.Parameter]]:
     """The optimizer under test over fresh parameters; `more` are further keyword arguments of the class."""
     parameters = {name: nn.Parameter(value.to(dtype).clone()) for name, value in problem.start.items()}
     make = getattr(optimizers, problem.class_name)
@@ -63,11 +113,18 @@ def give_gradients(parameters: dict[str, nn.Parameter], gradients: dict[str, Ten
     for name, gradient in gradients.items():
         parameter = parameters[name]
         gradient = gradient.to(parameter.dtype)
-        parameter.grad = parameter.grad + gradient if adds and parameter.grad is not None else gradient.clone()
+        parameter.grad = (
+            parameter.grad + gradient if adds and parameter.grad is not None else gradient.clone()
+        )
 
 
-def run_updates(problem: Problem, optimizer: Any, parameters: dict[str, nn.Parameter],
-                first: int = 0, last: int | None = None) -> Trajectory:
+def run_updates(
+    problem: Problem,
+    optimizer: Any,
+    parameters: dict[str, nn.Parameter],
+    first: int = 0,
+    last: int | None = None,
+) -> Trajectory:
     """Updates first..last of the problem; the parameters after each."""
     trajectory = []
     for update in range(first, len(problem.gradients) if last is None else last):
@@ -87,8 +144,10 @@ def follow(problem: Problem, **more: Any) -> Trajectory:
 
 def follow_oracle(problem: Problem, dtype: torch.dtype = torch.float64) -> Trajectory:
     """The whole problem with the oracles."""
-    oracles = {name: oracle_for(problem.class_name, name, value, problem.settings(name), dtype)
-               for name, value in problem.start.items()}
+    oracles = {
+        name: oracle_for(problem.class_name, name, value, problem.settings(name), dtype)
+        for name, value in problem.start.items()
+    }
     trajectory = []
     for update, gradients in enumerate(problem.gradients):
         for name, gradient in gradients.items():

@@ -16,7 +16,9 @@ ROW_ROLES = ("embed_tokens", "lm_head", "v_proj", "o_proj", "gate_proj", "up_pro
 class AdamMini(ParameterOracle):
     """`rows_per_block` rows of the (rows, columns) weight share one second moment; a vector is one block."""
 
-    def __init__(self, weight: Tensor, *, rows_per_block: int, betas: tuple[float, float], eps: float, **common):
+    def __init__(
+        self, weight: Tensor, *, rows_per_block: int, betas: tuple[float, float], eps: float, **common
+    ):
         super().__init__(weight, **common)
         self.rows_per_block, self.eps = rows_per_block, eps
         self.beta1, self.beta2 = betas
@@ -37,9 +39,17 @@ class AdamMini(ParameterOracle):
         self.weight = weight
 
 
-def adam_mini(name: str, weight: Tensor, *, head_dim: int, betas: tuple[float, float], eps: float,
-              weight_decay: float = 0.0, one_block_value: bool = False,
-              dtype: torch.dtype = torch.float64) -> ParameterOracle:
+def adam_mini(
+    name: str,
+    weight: Tensor,
+    *,
+    head_dim: int,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float = 0.0,
+    one_block_value: bool = False,
+    dtype: torch.dtype = torch.float64,
+) -> ParameterOracle:
     """The oracle of one named parameter of a LLaMA model whose heads have `head_dim` rows each."""
     common = {"betas": betas, "eps": eps, "dtype": dtype}
     if name.endswith("bias"):

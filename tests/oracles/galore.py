@@ -64,10 +64,25 @@ class GaLore(ParameterOracle):
     it is used as it is (the draw is free), otherwise only its signs are.
     """
 
-    def __init__(self, weight: Tensor, *, inner: Adam | Adam8bit | Adafactor | Lion, rank: int, update_proj_gap: int,
-                 scale: float, proj_type: str = "std", **common):
+    def __init__(
+        self,
+        weight: Tensor,
+        *,
+        inner: Adam | Adam8bit | Adafactor | Lion,
+        rank: int,
+        update_proj_gap: int,
+        scale: float,
+        proj_type: str = "std",
+        **common,
+    ):
         super().__init__(weight, **common)
-        self.inner, self.rank, self.gap, self.scale, self.proj_type = inner, rank, update_proj_gap, scale, proj_type
+        self.inner, self.rank, self.gap, self.scale, self.proj_type = (
+            inner,
+            rank,
+            update_proj_gap,
+            scale,
+            proj_type,
+        )
         self.basis: Basis | None = None
         self.closest_to_flip = torch.full_like(self.weight, torch.inf)
 
@@ -100,8 +115,12 @@ class GaLore(ParameterOracle):
         if (self.t - 1) % self.gap != 0:
             return
         if self.proj_type == "random":
-            self.basis = Basis(*(None if side is None else side.to(self.dtype)
-                                 for side in (self.reference.left, self.reference.right)))
+            self.basis = Basis(
+                *(
+                    None if side is None else side.to(self.dtype)
+                    for side in (self.reference.left, self.reference.right)
+                )
+            )
             return
         self.basis = basis_from_svd(gradient, self.rank, self.proj_type)
         if self.reference is not None:

@@ -18,8 +18,18 @@ class LDAdam(ParameterOracle):
     `step` takes the new gradient alone; the error it must add is this object's own `error`.
     """
 
-    def __init__(self, weight: Tensor, *, rank: int, rho: float, betas: tuple[float, float], eps: float,
-                 proj_method: str = "power_iteration", error_feedback: bool = True, **common):
+    def __init__(
+        self,
+        weight: Tensor,
+        *,
+        rank: int,
+        rho: float,
+        betas: tuple[float, float],
+        eps: float,
+        proj_method: str = "power_iteration",
+        error_feedback: bool = True,
+        **common,
+    ):
         super().__init__(weight, **common)
         self.right = weight.shape[0] > weight.shape[1]
         self.rank = min(rank, *weight.shape)

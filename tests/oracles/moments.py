@@ -63,8 +63,13 @@ class Adam8bit(Adam):
 class Adafactor:
     """Factored second moment of one matrix (unfactored for vectors), clipped update, optional first moment."""
 
-    def __init__(self, eps: float = 1e-30, clip_threshold: float = 1.0, decay_rate: float = -0.8,
-                 beta1: float | None = None):
+    def __init__(
+        self,
+        eps: float = 1e-30,
+        clip_threshold: float = 1.0,
+        decay_rate: float = -0.8,
+        beta1: float | None = None,
+    ):
         self.eps, self.clip_threshold, self.decay_rate, self.beta1 = eps, clip_threshold, decay_rate, beta1
         self.v: dict[str, Tensor] = {}
         self.m: Tensor | None = None

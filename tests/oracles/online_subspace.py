@@ -40,6 +40,7 @@ class BasisOptimizer:
         self.name = name
         self.t = 0
         self.weight_decay = 0.01 if name == "adamw" else 0.0
+        self.closest_to_flip = torch.inf
         self.inner = {
             "adamw": lambda: Adam((0.9, 0.999), 1e-8, "after"),
             "adam8bit": lambda: Adam8bit((0.9, 0.999), 1e-8),
@@ -54,8 +55,17 @@ class BasisOptimizer:
         if self.inner is None:
             return basis - lr * gradient
         if isinstance(self.inner, Lion):
-            return basis - lr * torch.sign(self.inner.interpolate(gradient))
+            interpolation = self.inner.interpolate(gradient)
+            self._note_signs(interpolation)
+            return basis - lr * torch.sign(interpolation)
+        if self.t == 1:
+            self._note_signs(gradient)
         return basis * (1 - lr * self.weight_decay) - self.inner.step(gradient, self.t, lr)
+
+    def _note_signs(self, values: Tensor) -> None:
+        """A step that is the sign of `values` (Lion's, and anybody's first) is undecided where they are rounding
+        noise; the objective's gradient is that of a matrix of norm 1, so noise has an absolute size."""
+        self.closest_to_flip = min(self.closest_to_flip, values.abs().min().item())
 
 
 class OnlineSubspace(GaLore):
@@ -66,7 +76,6 @@ class OnlineSubspace(GaLore):
         name = self.proj_type.removeprefix("continuous").removeprefix("_") or "adamw"
         self.basis_optimizer = BasisOptimizer(name)
         self.initial_lr, self.orthogonality = initial_lr, orthogonality
-        self.smallest_basis_gradient = torch.inf
 
     def refresh(self, gradient: Tensor) -> None:
         if self.t == 1:
@@ -83,6 +92,5 @@ class OnlineSubspace(GaLore):
         right = self.basis.right is not None
         present = self.basis.right if right else self.basis.left
         slope = basis_gradient(present, gradient, right, self.orthogonality)
-        self.smallest_basis_gradient = min(self.smallest_basis_gradient, slope.abs().min().item())
         moved = self.basis_optimizer.step(present, slope, lr / self.initial_lr / self.gap)
         self.basis = Basis(None, moved) if right else Basis(moved, None)

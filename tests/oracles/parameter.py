@@ -31,8 +31,17 @@ class ParameterOracle:
 class PlainAdam(ParameterOracle):
     """Adam on the whole tensor with decoupled decay "before" or "after" the update."""
 
-    def __init__(self, weight: Tensor, *, betas: tuple[float, float], eps: float, eps_placement: str,
-                 decay_order: str, correct_bias: bool = True, **common):
+    def __init__(
+        self,
+        weight: Tensor,
+        *,
+        betas: tuple[float, float],
+        eps: float,
+        eps_placement: str,
+        decay_order: str,
+        correct_bias: bool = True,
+        **common,
+    ):
         super().__init__(weight, **common)
         self.adam = Adam(betas, eps, eps_placement, correct_bias)
         self.decay_order = decay_order
@@ -60,8 +69,16 @@ class PlainAdam8bit(ParameterOracle):
 class PlainAdafactor(ParameterOracle):
     """Adafactor with a given learning rate; decay comes first, on the old weight."""
 
-    def __init__(self, weight: Tensor, *, eps: float = 1e-30, clip_threshold: float = 1.0, decay_rate: float = -0.8,
-                 beta1: float | None = None, **common):
+    def __init__(
+        self,
+        weight: Tensor,
+        *,
+        eps: float = 1e-30,
+        clip_threshold: float = 1.0,
+        decay_rate: float = -0.8,
+        beta1: float | None = None,
+        **common,
+    ):
         super().__init__(weight, **common)
         self.adafactor = Adafactor(eps, clip_threshold, decay_rate, beta1)
 

@@ -37,7 +37,9 @@ def subset_length(numel: int, subset_size: int) -> int:
 class SubsetNorm(ParameterOracle):
     """AdamW-SN of one 2-D weight: eps before the bias correction, decay after."""
 
-    def __init__(self, weight: Tensor, *, betas: tuple[float, float], eps: float, correct_bias: bool = True, **common):
+    def __init__(
+        self, weight: Tensor, *, betas: tuple[float, float], eps: float, correct_bias: bool = True, **common
+    ):
         super().__init__(weight, **common)
         self.adam = _SummedOverShorterSide(betas, eps, "before", correct_bias)
 
@@ -49,8 +51,16 @@ class SubsetNorm(ParameterOracle):
 class SubsetNormGeneral(ParameterOracle):
     """AdamW-SN general of a weight of any shape, flattened into subsets of one length."""
 
-    def __init__(self, weight: Tensor, *, length: int, betas: tuple[float, float], eps: float,
-                 correct_bias: bool = True, **common):
+    def __init__(
+        self,
+        weight: Tensor,
+        *,
+        length: int,
+        betas: tuple[float, float],
+        eps: float,
+        correct_bias: bool = True,
+        **common,
+    ):
         super().__init__(weight, **common)
         self.length = length
         self.adam = _SummedOverSubsets(betas, eps, "before", correct_bias)
@@ -61,11 +71,25 @@ class SubsetNormGeneral(ParameterOracle):
         self.decay(lr)
 
 
-def subset_norm_general(weight: Tensor, *, subset_size: int = -1, sn: bool = True, betas: tuple[float, float],
-                        eps: float, correct_bias: bool = True, weight_decay: float = 0.0,
-                        dtype: torch.dtype = torch.float64) -> ParameterOracle:
+def subset_norm_general(
+    weight: Tensor,
+    *,
+    subset_size: int = -1,
+    sn: bool = True,
+    betas: tuple[float, float],
+    eps: float,
+    correct_bias: bool = True,
+    weight_decay: float = 0.0,
+    dtype: torch.dtype = torch.float64,
+) -> ParameterOracle:
     """The oracle of one parameter of AdamWSNG: subsets where they save something, plain AdamW elsewhere."""
-    common = {"betas": betas, "eps": eps, "correct_bias": correct_bias, "weight_decay": weight_decay, "dtype": dtype}
+    common = {
+        "betas": betas,
+        "eps": eps,
+        "correct_bias": correct_bias,
+        "weight_decay": weight_decay,
+        "dtype": dtype,
+    }
     length = subset_length(weight.numel(), subset_size) if sn else 0
     if length >= SMALLEST_SUBSET:
         return SubsetNormGeneral(weight, length=length, **common)
