@@ -1,0 +1,62 @@
+"""Memory-efficient optimizers: each method a small update rule, everything else supplied by one engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from .adam_mini import AdamMini
+from .baselines import Lion
+from .engine import registry
+from .engine.options import EngineOptions
+from .engine.optimizer import EngineOptimizer
+from .engine.registry import Method, available, hyper, register
+from .galore import GaLoreAdafactor, GaLoreAdamW, GaLoreAdamW8bit, GaLoreLion
+from .ldadam import LDAdamW
+from .sgd_boost import SGDBoost
+from .subset_norm import AdamWSN, AdamWSNG
+
+
+def build_optimizer(name: str, model: nn.Module, lr: float, **arguments: Any) -> torch.optim.Optimizer:
+    """The optimizer of this name for a model, with its parameters routed to the method's rules.
+
+    arguments: the method's hyperparameters and, for methods on the engine, fields of `EngineOptions`; those not given
+    keep the method's defaults. Works on meta tensors, where the allocated state predicts memory.
+    Raises ValueError for an unknown name (with near names), an argument that the method does not take, or a bad value.
+    """
+    method = registry.get(name)
+    settings, options = method.defaults(), dict(method.presets)
+    for key, value in arguments.items():
+        if key in settings:
+            settings[key] = value
+        elif method.engine and key in EngineOptions.names():
+            options[key] = value
+        else:
+            takes = sorted(settings) + (list(EngineOptions.names()) if method.engine else [])
+            raise ValueError(f"{method.name} does not take {key}; it takes {', '.join(takes)}")
+    return method.build(model, lr, settings, options)
+
+
+registry.load_all()
+
+__all__ = [
+    "AdamMini",
+    "AdamWSN",
+    "AdamWSNG",
+    "EngineOptimizer",
+    "EngineOptions",
+    "GaLoreAdafactor",
+    "GaLoreAdamW",
+    "GaLoreAdamW8bit",
+    "GaLoreLion",
+    "LDAdamW",
+    "Lion",
+    "Method",
+    "SGDBoost",
+    "available",
+    "build_optimizer",
+    "hyper",
+    "register",
+]

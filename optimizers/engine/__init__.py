@@ -1,0 +1,1 @@
+"""What every method shares: state, storage formats, execution, routing, distribution and saving."""

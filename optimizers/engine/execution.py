@@ -1,0 +1,91 @@
+"""One update of one tensor: load the state, apply the rule in float32, write weight and state; eager or compiled."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import precision
+from .rule import Scalars, State, StateSpec, UpdateRule
+
+
+@dataclass(frozen=True)
+class UpdateKernel:
+    """The update of every tensor that shares a rule, formats and phase; hashable, so it is compiled once.
+
+    specs: (name, spec, storage format) of each state tensor. first: whether this is the parameter's first update.
+    """
+
+    rule: UpdateRule
+    specs: tuple[tuple[str, StateSpec, str], ...]
+    first: bool
+    decays: bool
+    rounds_stochastically: bool
+
+    def __call__(
+        self,
+        weight: Tensor,
+        grad: Tensor | None,
+        compressed: Tensor | None,
+        stored: State,
+        s: Scalars,
+        seed: Tensor | int,
+    ) -> None:
+        """Update weight and stored state in place. One of grad and compressed may be None if the rule allows it."""
+        rule = self.rule
+        state = {name: precision.load(name, spec, fmt, stored) for name, spec, fmt in self.specs}
+        whole = None if grad is None else grad.float()
+        # Under accumulation `compressed` is the sum over micro-batches and `grad` the last one's gradient.
+        own = rule.compress(whole, state) if compressed is None or rule.learns else None
+        direction = rule.direction(own if compressed is None else compressed.float(), state, s, self.first)
+        self._write(weight, direction, s, seed)
+        if rule.learns:
+            rule.learn(whole, own, state, s, self.first)
+        for index, (name, spec, fmt) in enumerate(self.specs):
+            precision.store(name, spec, fmt, stored, state[name], seed + (index + 1) * 7919)
+
+    def _write(self, weight: Tensor, direction: Tensor, s: Scalars, seed: Tensor | int) -> None:
+        step = direction if self.rule.lr_inside else direction * s["lr"]
+        value = weight.float()
+        if self.decays and self.rule.decay == "before":
+            value = value * s["keep"]
+        value = value - step
+        if self.decays and self.rule.decay == "after":
+            value = value * s["keep"]
+        if self.rounds_stochastically and weight.dtype == torch.bfloat16:
+            value = precision.round_stochastically(value, seed)
+        weight.copy_(value)
+
+
+@functools.lru_cache(maxsize=4096)
+def compiled(kernel: UpdateKernel, signature: tuple) -> Callable[..., None]:
+    """The compiled kernel for one signature of shapes and dtypes: one graph each, so nothing is ever recompiled."""
+    return torch.compile(lambda *args: kernel(*args), fullgraph=True, dynamic=False)
+
+
+def signature(weight: Tensor, grad: Tensor | None, compressed: Tensor | None) -> tuple:
+    """What a compiled kernel is specialised to."""
+    parts = [(t.shape, t.dtype, t.stride(), t.device) if t is not None else None for t in (weight, grad, compressed)]
+    return tuple(parts)
+
+
+class ScalarCache:
+    """0-D float32 tensors of the numbers of one update, made once for all tensors that share them."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._tensors: dict = {}
+
+    def tensors(self, values: dict[str, float], device: torch.device) -> dict[str, Tensor]:
+        """The values as 0-D tensors on the device; one transfer for all of them."""
+        key = (tuple(values.items()), device)
+        if key not in self._tensors:
+            if len(self._tensors) > 64:
+                self._tensors.clear()
+            packed = torch.tensor(list(values.values()), dtype=torch.float32).to(device, non_blocking=True)
+            self._tensors[key] = dict(zip(values, packed.unbind(), strict=True))
+        return self._tensors[key]

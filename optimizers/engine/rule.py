@@ -1,0 +1,104 @@
+"""What a method has to say: its mathematics on one tensor, and its state as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["moment", "second_moment", "basis", "residual", "statistic"]
+State = dict[str, Tensor]
+Scalars = Mapping[str, float | Tensor]
+Decay = Literal["after", "before"]
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """One state tensor, described before it is allocated.
+
+    shape: its shape for the whole parameter. kind decides which storage formats apply:
+    moment, residual (signed) and second_moment (non-negative) follow `state_dtype`, a basis is never
+    kept in 8 bits, a statistic is always float32. `format` "int8" overrides `state_dtype` for this tensor,
+    "unquantized" keeps it from being int8.
+    """
+
+    shape: tuple[int, ...]
+    kind: Kind
+    format: str | None = None
+
+
+@dataclass(frozen=True)
+class UpdateRule:
+    """The update of one parameter. Subclasses add hyperparameters as fields and override the methods below.
+
+    The engine calls them with float32 tensors, whatever the storage formats; `state` tensors are changed in place.
+    `direction` and `learn` must be compile-safe: no `.item()`, no branch on values.
+    Learning rate, decoupled weight decay, rounding, storage, distribution and saving belong to the engine.
+    """
+
+    decay: ClassVar[Decay] = "after"
+    """Whether decoupled weight decay multiplies the weight after or before the step."""
+    lr_inside: ClassVar[bool] = False
+    """True when `direction` already contains the learning rate (Adafactor averages scaled updates)."""
+    compresses: ClassVar[bool] = False
+    """True when `compress` makes the gradient smaller, linearly, given the state."""
+    learns: ClassVar[bool] = False
+    """True when `learn` needs the whole gradient at every update."""
+    refreshes: ClassVar[bool] = False
+    """True when `refresh` must have succeeded once before the first update can be made."""
+    compilable: ClassVar[bool] = True
+    """False when `direction` holds an operation that torch.compile cannot trace."""
+    accumulator: ClassVar[str | None] = None
+    """A state tensor that can take gradients of micro-batches directly (see `begin_accumulation`)."""
+
+    def state(self, shape: torch.Size) -> dict[str, StateSpec]:
+        """State tensors of a parameter of this shape, by name."""
+        return {}
+
+    def scalars(self, step: int, lr_ratio: float) -> dict[str, float]:
+        """Numbers that change with the update, computed in double precision on the host.
+
+        step: updates of this parameter, counted from 1. lr_ratio: lr of this update / constructor's lr.
+        `direction` and `learn` find them, with "lr" added, in their argument `s`.
+        """
+        return {}
+
+    def compress(self, grad: Tensor, state: State) -> Tensor:
+        """The part of the gradient that `direction` needs; linear in the gradient."""
+        return grad
+
+    def direction(self, grad: Tensor, state: State, s: Scalars, first: bool) -> Tensor:
+        """The step before the learning rate, in the shape of the parameter: W <- W - lr * direction.
+
+        grad: the compressed gradient. first: True on the first update of this parameter.
+        """
+        raise NotImplementedError
+
+    def learn(self, grad: Tensor, compressed: Tensor, state: State, s: Scalars, first: bool) -> None:
+        """Change the state from the whole gradient, and what `compress` made of it, after the weight step."""
+
+    def due(self, step: int, offset: int) -> bool:
+        """Whether `refresh` comes before update `step`; offset staggers refreshes between parameters."""
+        return False
+
+    def refresh(self, grad: Tensor, state: State, rng: torch.Generator) -> bool:
+        """The rare, expensive part, from the whole gradient. Returns False to keep what was there."""
+        return True
+
+    def settled(self, state: State) -> bool:
+        """Whether a refresh has succeeded before; asked once after loading a state."""
+        return True
+
+    def row_block(self, shape: torch.Size) -> int | None:
+        """How many consecutive rows belong together when the tensor is sharded by rows; None: all of them.
+
+        Asked by sharded execution: a rule that couples nothing beyond a row answers 1.
+        """
+        return None
+
+    def begin_accumulation(self, state: State) -> float:
+        """Make `accumulator` ready to take the gradients of one update; returns their factor."""
+        raise NotImplementedError

@@ -1,0 +1,209 @@
+"""LDAdam: Adam on a subspace that moves at every update, with error feedback (Robert et al., arXiv 2410.16103).
+
+Right side when rows > columns, left otherwise. G is the new gradient plus the error left by the previous update. Update 1
+takes the basis B from an SVD of G. Later, with t0 updates done (algorithm 1):
+
+    b = rho lift(m)/(1 - beta1^t0) + (1 - rho) G         the target; B_new by one power iteration (or SVD) from it
+    r = project(G), C the change of basis, m' = rotated m
+    E = G - lift(r) + beta1/(1 - beta1) (lift_old(m) - lift(m'))      kept for the next update
+    v' = | C^2 [v/c2(t0) - (m/c1(t0))^2] + (m'/c1(t0))^2 | c2(t0)
+    then Adam on r with m', v'; decay before; W <- W - lr lift((m/c1) / (sqrt(v/c2) + eps)).
+
+Deviations from the released code: six large products instead of eight (lift(r) and lift(m') are one product; lift_old(m)
+is already in b); the error lives in the optimizer state instead of `.grad`, so that checkpoints hold it and clipping and
+logged norms see the new gradient only; group settings stay in their group; mathematics in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .engine.optimizer import EngineOptimizer
+from .engine.registry import Method, hyper, register
+from .engine.routing import Route, everything, param_groups
+from .engine.rule import Decay, Scalars, State, StateSpec, UpdateRule
+from .primitives import moments
+from .primitives import projection as pr
+from .primitives.steps import AdamStep
+
+PROJ_METHODS = ("power_iteration", "svd", "svd_lowrank")
+
+
+@dataclass(frozen=True)
+class LowDimensionalStep(UpdateRule):
+    """LDAdam on one matrix (arXiv 2410.16103, algorithm 1)."""
+
+    decay: ClassVar[Decay] = "before"
+    refreshes: ClassVar[bool] = True
+    side: pr.Side
+    rank: int = 16
+    rho: float = 0.908
+    beta1: float = 0.908
+    beta2: float = 0.99
+    eps: float = 1e-8
+    proj_method: str = "power_iteration"
+    error_feedback: bool = True
+
+    @property
+    def compilable(self) -> bool:  # type: ignore[override]
+        return self.proj_method == "power_iteration"
+
+    @property
+    def accumulator(self) -> str | None:  # type: ignore[override]
+        return "error" if self.error_feedback else None
+
+    def state(self, shape: torch.Size) -> dict[str, StateSpec]:
+        projected = pr.projected_shape(tuple(shape), self.rank, self.side)
+        specs = {
+            "basis": StateSpec(pr.basis_shape(tuple(shape), self.rank, self.side), "basis"),
+            "exp_avg": StateSpec(projected, "moment"),
+            "exp_avg_sq": StateSpec(projected, "second_moment"),
+        }
+        return {**specs, "error": StateSpec(tuple(shape), "residual")} if self.error_feedback else specs
+
+    def scalars(self, step: int, lr_ratio: float) -> dict[str, float]:
+        before = moments.adam_scalars(max(step - 1, 1), self.beta1, self.beta2)
+        old = {"old_inverse_c1": before["inverse_c1"], "old_c2": before["inverse_root_c2"] ** -2}
+        return {**moments.adam_scalars(step, self.beta1, self.beta2), **old}
+
+    def refresh(self, grad: Tensor, state: State, rng: torch.Generator) -> bool:
+        if not grad.any():
+            return False
+        state["basis"].copy_(self._decompose(grad, state["basis"]))
+        return True
+
+    def settled(self, state: State) -> bool:
+        return bool(state["basis"].any())
+
+    def direction(self, grad: Tensor, state: State, s: Scalars, first: bool) -> Tensor:
+        if self.error_feedback:
+            grad = grad + state["error"]
+        carried = torch.zeros((), device=grad.device) if first else self._move(grad, state, s)
+        basis, m, v = state["basis"], state["exp_avg"], state["exp_avg_sq"]
+        coordinates = pr.project(grad, basis, self.side)
+        if self.error_feedback:
+            share = self.beta1 / (1.0 - self.beta1)
+            kept = pr.lift(coordinates + share * m, basis, self.side)
+            state["error"].copy_(grad - kept + share * carried)
+        m = moments.first_moment(state, coordinates, self.beta1)
+        v = moments.second_moment(state, coordinates * coordinates, self.beta2)
+        return pr.lift(moments.adam_direction(m, v, s, self.eps, eps_inside=True), basis, self.side)
+
+    def _move(self, grad: Tensor, state: State, s: Scalars) -> Tensor:
+        """Take the new basis and rotate the moments into it; returns lift_old(m)."""
+        old, m, v = state["basis"], state["exp_avg"], state["exp_avg_sq"]
+        carried = pr.lift(m, old, self.side)
+        target = carried * (self.rho * s["old_inverse_c1"]) + grad * (1.0 - self.rho)
+        new = pr.power_iteration(target, old, self.side) if self.compilable else self._decompose(target, old)
+        change = old @ new.mT if self.side == "right" else new.mT @ old
+
+        def rotate(matrix: Tensor, c: Tensor) -> Tensor:
+            return matrix @ c if self.side == "right" else c @ matrix
+
+        moved = rotate(m, change)
+        mean_square = (m * s["old_inverse_c1"]).square()
+        variance = rotate(v / s["old_c2"] - mean_square, change.square())
+        v.copy_((variance + (moved * s["old_inverse_c1"]).square()).abs() * s["old_c2"])
+        m.copy_(moved)
+        old.copy_(new)
+        return carried
+
+    def _decompose(self, matrix: Tensor, old: Tensor) -> Tensor:
+        if self.proj_method != "svd_lowrank":
+            return pr.singular_basis(matrix, self.rank, self.side)
+        with torch.random.fork_rng(devices=[]):
+            # svd_lowrank draws from the global generator; a fixed seed makes a resumed run the same run.
+            torch.manual_seed(0)
+            u, _, v = torch.svd_lowrank(matrix, q=pr.clamp_rank(matrix.shape, self.rank))
+        return (v.mT if self.side == "right" else u).contiguous()
+
+
+class LDAdamW(EngineOptimizer):
+    """LDAdam on matrices of groups with `enable_lowrank=True`; AdamW with the same order of operations elsewhere.
+
+    Group keys: enable_lowrank, rank, rho, proj_type ("std"). error_feedback=False drops the error buffer.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.908, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        rank: int = 16,
+        rho: float = 0.908,
+        proj_type: str = "std",
+        proj_method: str = "power_iteration",
+        error_feedback: bool = True,
+        **options: Any,
+    ) -> None:
+        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, rank=rank, rho=rho)
+        defaults |= dict(proj_type=proj_type, proj_method=proj_method, error_feedback=error_feedback)
+        super().__init__(params, defaults, options)
+
+    def rule_for(self, group: dict[str, Any], param: Tensor) -> UpdateRule:
+        if not group.get("enable_lowrank") or param.ndim != 2:
+            return AdamStep(*group["betas"], group["eps"], eps_inside=True, decays_first=True)
+        if group["proj_method"] not in PROJ_METHODS:
+            raise ValueError(f"proj_method={group['proj_method']!r}: choose one of {', '.join(PROJ_METHODS)}")
+        return LowDimensionalStep(
+            _side(group["proj_type"], param.shape),
+            group["rank"],
+            group["rho"],
+            *group["betas"],
+            group["eps"],
+            group["proj_method"],
+            group["error_feedback"],
+        )
+
+
+def _side(proj_type: str, shape: torch.Size) -> pr.Side:
+    sides: dict[str, pr.Side] = {
+        "std": "right" if shape[0] > shape[1] else "left",
+        "reverse_std": "left" if shape[0] > shape[1] else "right",
+        "left": "left",
+        "right": "right",
+    }
+    if proj_type not in sides:
+        raise ValueError(f"proj_type={proj_type!r}: LDAdam has {', '.join(sides)}")
+    return sides[proj_type]
+
+
+@dataclass(frozen=True)
+class LDAdamSettings:
+    """What LDAdam takes."""
+
+    beta1: float = hyper(0.908, "decay of the momentum", flags=("adam_beta1",))
+    beta2: float = hyper(0.99, "decay of the second moment")
+    eps: float = hyper(1e-8, "added to the root of the bias-corrected second moment")
+    weight_decay: float = hyper(0.0, "decoupled weight decay, applied before the step")
+    rank: int = hyper(16, "rank of the subspace; at most the smaller side of a matrix")
+    rho: float = hyper(0.908, "weight of the momentum in the target that the new basis follows")
+    proj_type: str = hyper("std", "side of the basis", choices=("std", "reverse_std", "left", "right"))
+    proj_method: str = hyper("power_iteration", "how the basis follows its target", choices=PROJ_METHODS)
+    error_feedback: bool = hyper(True, "keep what the projection lost for the next update", flags=("no_error_feedback",))
+
+
+def _build(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> LDAdamW:
+    settings = dict(settings)
+    betas = (settings.pop("beta1"), settings.pop("beta2"))
+    blocks = Route("attention and MLP linears", lambda p: p.block and p.tensor.ndim == 2, {"enable_lowrank": True})
+    groups = param_groups(model, [blocks, Route("rest", everything, {"enable_lowrank": False})])
+    return LDAdamW(groups, lr=lr, betas=betas, **settings, **options)
+
+
+register(
+    Method(
+        "ldadamw",
+        "LDAdam: Adam on a low-rank subspace that follows the gradient, with error feedback",
+        LDAdamSettings,
+        _build,
+        aliases=("ldadam",),
+    )
+)

@@ -1,0 +1,117 @@
+"""Online Subspace Descent: GaLore whose basis learns by online PCA (Liang et al., arXiv 2408.12857).
+
+Update 1 takes the basis P by SVD, as GaLore's `std`. At every later update the weight step uses the present P, then P
+takes one step of its own optimizer on f = ||H P'P - H||_F^2 (right side, P is r x n) or ||P P'H - H||_F^2 (left, P is
+m x r), H = G/||G||_F, with learning rate (1/T) lr_t/lr_0 (algorithm 1; lr_0 is the constructor's). Moments of the weight
+optimizer are not rotated.
+
+The gradient has a closed form that needs one large product S beyond GaLore's two, instead of autograd through an n x n
+projector:
+
+    right: R = G P'/g, S = R'G/g, grad f = 2 [(R'R) P + (PP' - 2I) S]
+    left:  R = P'G/g, S = G R'/g, grad f = 2 [P (RR') + S (P'P - 2I)],    g = ||G||_F; g = 0 gives 0.
+
+Its terms cancel, so products are float32 with TF32 off (in bfloat16, 77% of the signs are right).
+
+The paper adds lambda ||PP' - I||^2, which the release omits: `proj_orthogonality`, default 0. Optimizers of P, by
+proj_type suffix: none (AdamW, torch's defaults, weight decay 0.01 included), `_adam8bit`, `_lion`, `_adafactor`, `_sgd`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .engine.rule import Scalars, State, StateSpec
+from .galore import PROJECTIONS, ProjectedStep, projection_fields, side_of
+from .primitives.steps import AdafactorStep, AdamStep, LionStep, SGDStep, WeightStep
+
+PREFIX = "basis_"
+
+
+@dataclass(frozen=True)
+class BasisOptimizer:
+    """An optimizer of the basis: its rule, its weight decay and the format of its state."""
+
+    rule: WeightStep
+    weight_decay: float = 0.0
+    format: str = "unquantized"
+
+
+_ADAM = AdamStep(eps=1e-8, eps_inside=True, decays_first=True)
+BASIS_OPTIMIZERS = {
+    "continuous": BasisOptimizer(_ADAM, weight_decay=0.01),
+    "continuous_adam8bit": BasisOptimizer(_ADAM, format="int8"),
+    "continuous_lion": BasisOptimizer(LionStep(0.9, 0.99)),
+    "continuous_adafactor": BasisOptimizer(AdafactorStep()),
+    "continuous_sgd": BasisOptimizer(SGDStep()),
+}
+
+
+@dataclass(frozen=True)
+class OnlineSubspaceStep(ProjectedStep):
+    """A projected weight optimizer whose basis takes a step after every update but the first."""
+
+    learns: ClassVar[bool] = True
+    learner: BasisOptimizer = BASIS_OPTIMIZERS["continuous"]
+    orthogonality: float = 0.0
+
+    def state(self, shape: torch.Size) -> dict[str, StateSpec]:
+        specs = super().state(shape)
+        learner = self.learner.rule.state(torch.Size(specs["basis"].shape))
+        return {**specs, **{PREFIX + k: replace(v, format=self.learner.format) for k, v in learner.items()}}
+
+    def scalars(self, step: int, lr_ratio: float) -> dict[str, float]:
+        basis_lr = lr_ratio / self.gap
+        mine = self.learner.rule.scalars(max(step - 1, 1), lr_ratio)
+        mine |= {"lr": basis_lr, "keep": 1.0 - basis_lr * self.learner.weight_decay}
+        return {**super().scalars(step, lr_ratio), **{PREFIX + k: v for k, v in mine.items()}}
+
+    def due(self, step: int, offset: int) -> bool:
+        return False
+
+    def learn(self, grad: Tensor, compressed: Tensor, state: State, s: Scalars, first: bool) -> None:
+        if first:
+            return
+        basis, rule = state["basis"], self.learner.rule
+        gradient = self.basis_gradient(grad, compressed, basis)
+        mine = {k.removeprefix(PREFIX): v for k, v in state.items() if k.startswith(PREFIX)}
+        scalars = {k.removeprefix(PREFIX): v for k, v in s.items() if k.startswith(PREFIX)}
+        step = rule.after_lift(rule.direction(gradient, mine, scalars, first))
+        step = step if rule.lr_inside else step * scalars["lr"]
+        basis.copy_((basis * scalars["keep"] if self.learner.weight_decay else basis) - step)
+
+    def basis_gradient(self, grad: Tensor, compressed: Tensor, basis: Tensor) -> Tensor:
+        """Gradient of f (and of the orthogonality penalty) at the basis; same shape as the basis."""
+        norm = torch.linalg.vector_norm(grad)
+        inverse = torch.where(norm > 0, 1.0 / norm, torch.zeros_like(norm))
+        r = compressed * inverse
+        if self.side == "right":
+            s = r.mT @ grad * inverse
+            overlap = basis @ basis.mT
+            result = 2.0 * (r.mT @ r @ basis + overlap @ s - 2.0 * s)
+            penalty = overlap @ basis - basis if self.orthogonality else 0.0
+        else:
+            s = grad @ r.mT * inverse
+            overlap = basis.mT @ basis
+            result = 2.0 * (basis @ (r @ r.mT) + s @ overlap - 2.0 * s)
+            penalty = basis @ overlap - basis if self.orthogonality else 0.0
+        return result + 4.0 * self.orthogonality * penalty
+
+
+def _online(inner: WeightStep, group: dict[str, Any], shape: torch.Size) -> OnlineSubspaceStep:
+    if group.get("rotate_moments"):
+        raise ValueError("rotate_moments belongs to refreshed bases; a continuous basis moves every update without it")
+    return OnlineSubspaceStep(
+        inner,
+        side_of("std", shape),
+        learner=BASIS_OPTIMIZERS[group["proj_type"]],
+        orthogonality=group.get("proj_orthogonality", 0.0),
+        **projection_fields(group),
+    )
+
+
+PROJECTIONS.update(dict.fromkeys(BASIS_OPTIMIZERS, _online))

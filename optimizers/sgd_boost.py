@@ -1,0 +1,116 @@
+"""SGD-Boost, later SGD-SaI: a learning-rate scale from the first gradient (Xu et al., arXiv 2412.11768).
+
+Once for each parameter, from its first non-zero gradient: gain = ||G||_2 / (std(G) + eps), unbiased std over the whole
+tensor. buffer = G on the first update, E[G]_momentum later; W <- W (1 - lr wd) - lr gain buffer.
+
+Deviations from the released code: the gain is state, saved and loaded; a parameter whose first gradient comes late or is
+zero gets its own gain then; one element, whose std is undefined, has gain 1; momentum 0 keeps no buffer; mathematics in
+float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .engine.optimizer import EngineOptimizer
+from .engine.registry import Method, hyper, register
+from .engine.routing import Route, everything, param_groups
+from .engine.rule import Decay, Scalars, State, StateSpec, UpdateRule
+
+
+@dataclass(frozen=True)
+class BoostedStep(UpdateRule):
+    """SGD with momentum, times the gain of the first gradient (arXiv 2412.11768, algorithm 1)."""
+
+    decay: ClassVar[Decay] = "before"
+    refreshes: ClassVar[bool] = True
+    momentum: float = 0.9
+    eps: float = 1e-8
+
+    @property
+    def accumulator(self) -> str | None:  # type: ignore[override]
+        return "momentum_buffer" if self.momentum else None
+
+    def state(self, shape: torch.Size) -> dict[str, StateSpec]:
+        specs = {"gain": StateSpec((), "statistic")}
+        return {**specs, "momentum_buffer": StateSpec(tuple(shape), "moment")} if self.momentum else specs
+
+    def due(self, step: int, offset: int) -> bool:
+        return False
+
+    def refresh(self, grad: Tensor, state: State, rng: torch.Generator) -> bool:
+        norm = torch.linalg.vector_norm(grad)
+        if norm == 0:
+            return False
+        state["gain"].copy_(norm / (grad.std() + self.eps) if grad.numel() > 1 else torch.ones(()))
+        return True
+
+    def settled(self, state: State) -> bool:
+        return bool(state["gain"] != 0)
+
+    def direction(self, grad: Tensor, state: State, s: Scalars, first: bool) -> Tensor:
+        if not self.momentum:
+            return grad * state["gain"]
+        buffer = state["momentum_buffer"]
+        return (buffer.copy_(grad) if first else buffer.lerp_(grad, 1.0 - self.momentum)) * state["gain"]
+
+    def row_block(self, shape: torch.Size) -> int | None:
+        return 1
+
+
+class SGDBoost(EngineOptimizer):
+    """SGD with momentum whose learning rate each parameter scales by the signal-to-noise ratio of its first gradient.
+
+    momentum 0 keeps no buffer. See `EngineOptimizer` for the engine's keyword arguments.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-2,
+        momentum: float = 0.9,
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, dict(lr=lr, momentum=momentum, eps=eps, weight_decay=weight_decay), options)
+
+    def rule_for(self, group: dict[str, Any], param: Tensor) -> UpdateRule:
+        return BoostedStep(group["momentum"], group["eps"])
+
+    @torch.no_grad()
+    def warmup_step(self) -> None:
+        """Take the gains from the gradients at hand, without an update; later calls change nothing."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    self.refresh_if_due(param, param.grad)
+
+
+@dataclass(frozen=True)
+class BoostSettings:
+    """What SGD-Boost takes."""
+
+    momentum: float = hyper(0.9, "decay of the momentum; 0 keeps none", flags=("beta1", "adam_beta1"))
+    eps: float = hyper(1e-8, "added to the standard deviation of the first gradient")
+    weight_decay: float = hyper(0.0, "decoupled weight decay, applied before the step")
+
+
+def _build(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> SGDBoost:
+    return SGDBoost(param_groups(model, [Route("all parameters", everything)]), lr=lr, **settings, **options)
+
+
+register(
+    Method(
+        "sgd_boost",
+        "SGD-Boost / SGD-SaI: momentum SGD, scaled for each tensor by the first gradient's signal-to-noise ratio",
+        BoostSettings,
+        _build,
+        aliases=("sgd_sai", "sgdboost"),
+    )
+)
