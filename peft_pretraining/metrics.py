@@ -1,9 +1,18 @@
-"""What a run reports."""
+"""metrics.jsonl: a line an update and a line an evaluation, none lost or doubled however often a run resumes."""
 
+import json
+import math
+import os
+import resource
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import IO, Any, ClassVar
+
+import torch
 
 from peft_pretraining.config import flag
+
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -12,7 +21,7 @@ class LoggingConfig:
 
     _argument_group_name: ClassVar[str] = "reports"
 
-    name: str | None = flag(None, help="name of the run; names its folder under runs/ where --save_dir is not given")
+    name: str | None = flag(None, help="name of the run, and of its folder under runs/ without --save_dir")
     tags: str | None = flag(None, help="tags of the run in wandb, separated by commas")
     wandb_mode: str = flag(
         "auto",
@@ -22,4 +31,63 @@ class LoggingConfig:
     wandb_project: str | None = flag(None, help="wandb project (default: thrift-llama)")
     wandb_run_name: str | None = flag(None, help="name of the run in wandb (default: --name)")
     wandb_job_type: str | None = flag(None, help="job type of the run in wandb")
-    log_details: bool = flag(False, help="also report the gradient norm and the applied learning rate of every parameter group")
+    log_details: bool = flag(False, help="also report the applied learning rate of every kind of parameter")
+
+
+class MetricsFile:
+    """metrics.jsonl, written line by line, so that a killed run loses none that came before."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[str] | None = None
+
+    def continue_after(self, update: int, history: Path | None = None) -> None:
+        """Opens the file without what a run that went further than `update` wrote, and without a cut last
+        line.
+
+        history: the metrics of the run that is continued in another folder; taken over where there are none
+        yet.
+        """
+        source = self._path if self._path.exists() or history is None else history
+        kept = [line for line in _complete_lines(source) if _update_of(line) <= update]
+        partial = self._path.with_suffix(".partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        os.replace(partial, self._path)
+        self._file = open(self._path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+
+    def write(self, record: Record) -> None:
+        """Appends a line; numbers that JSON lacks become null."""
+        assert self._file is not None
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _complete_lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return [line for line in file if line.endswith("\n")]
+
+
+def _update_of(line: str) -> float:
+    """The update of a line; infinite, so never kept, where it is no record."""
+    try:
+        return float(json.loads(line)["update_step"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return math.inf
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """The records of a metrics.jsonl, in order; lines that are none are left out."""
+    return [json.loads(line) for line in _complete_lines(path) if math.isfinite(_update_of(line))]
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Largest memory so far in MB (10^6 bytes): CUDA's allocator, or this process's resident set on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

@@ -13,13 +13,13 @@ class CheckpointConfig:
 
     _argument_group_name: ClassVar[str] = "checkpoints"
 
-    save_dir: str | None = flag(None, help="run folder (default: runs/NAME, or runs/ and the time of the start)")
+    save_dir: str | None = flag(None, help="run folder (default: runs/NAME, or runs/TIME OF THE START)")
     save_every: int = flag(10_000, help="updates between checkpoints; the last update is always saved")
     keep_checkpoints: int = flag(3, help="newest checkpoints kept; older ones are deleted")
     continue_from: str | None = flag(
         None,
-        help="checkpoint folder or run folder to continue; 'auto' takes the newest valid checkpoint of --save_dir, "
-        "and starts from the beginning where there is none",
+        help="checkpoint or run folder to continue; 'auto' takes the newest valid one of --save_dir, or "
+        "starts from the beginning where there is none",
         metavar="DIR|auto",
     )
 

@@ -1,0 +1,229 @@
+"""Writing and reading checkpoints: model_{update}/ is a Hugging Face folder with the training state inside.
+
+    model_100/  config.json, model.safetensors, tokenizer files     opens with transformers
+        training_state/  trainer.json, *.safetensors                 what resuming needs beside the weights
+        manifest.json                                                SHA-256 of every file
+
+Nothing is pickled. Several processes write their shards of the optimizer state into the same folder, so a run
+on several machines needs a file system that they share.
+"""
+
+import json
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from loguru import logger
+from torch import Tensor, nn
+
+from peft_pretraining.checkpoint import optimizer_state
+from peft_pretraining.errors import UsageError
+from peft_pretraining.model_folder import save_model
+from peft_pretraining.parallel import World
+from peft_pretraining.progress import Progress
+from peft_pretraining.randomness import random_state, restore_random_state
+
+if TYPE_CHECKING:
+    from peft_pretraining.run import Run
+
+FORMAT_VERSION = 1
+STATE_FOLDER = "training_state"
+TRAINER = "trainer.json"
+
+
+def save_checkpoint(run: "Run") -> Path:
+    """Writes model_{update} of the current update. A collective.
+
+    Raises UsageError if it cannot be written; the checkpoints before it are untouched.
+    """
+    update, world, folder = run.progress.update, run.world, run.folder
+    if run.last_saved == update:
+        return folder.checkpoint(update)
+    if world.is_main:
+        folder.sync_metrics()
+    with _failure_named(run):
+        with world.together(), _disk_errors():
+            partial = folder.begin(update) if world.is_main else None
+        path = world.from_main(partial)
+        assert path is not None
+        _write_weights(run, path)
+        _write_optimizer(run, path / STATE_FOLDER)
+        trainer = _describe(run)
+        with world.together(), _disk_errors():
+            if world.is_main:
+                (path / STATE_FOLDER / TRAINER).write_text(json.dumps(trainer), encoding="utf-8")
+                folder.publish(update, run.config.checkpoint.keep_checkpoints, on_file=world.arrive)
+    run.last_saved = update
+    logger.info("checkpoint {}", folder.checkpoint(update))
+    return folder.checkpoint(update)
+
+
+def load_checkpoint(run: "Run", path: Path) -> None:
+    """Brings a newly built run to the state saved in `path`, which has been verified. A collective.
+
+    Raises UsageError for a checkpoint of another model, optimizer or format version.
+    """
+    with run.world.together():
+        trainer = read_trainer(path)
+        weights = _plan_weights(run.model, path)
+        saved = trainer["optimizer"]
+        tensors = optimizer_state.plan_restore(run.optimizer, run.names, saved, path / STATE_FOLDER)
+        progress = Progress.from_json(trainer["progress"])
+        run.data.load_state_dict(trainer["data"])
+    _read(weights, path, run.world)
+    _read(tensors, path / STATE_FOLDER, run.world)
+    optimizer_state.finish_restore(run.optimizer, run.names, saved, tensors)
+    run.progress = progress
+    if run.world.rank < len(trainer["random"]):
+        restore_random_state(trainer["random"][run.world.rank], run.world.device)
+    _log_changes(trainer["config"], run.config.to_dict())
+
+
+def read_trainer(path: Path) -> dict[str, Any]:
+    """The parsed trainer.json of a checkpoint. Raises UsageError for another format or unusable content."""
+    file = path / STATE_FOLDER / TRAINER
+    try:
+        trainer = json.loads(file.read_text(encoding="utf-8"))
+        version = trainer["format_version"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UsageError(
+            f"--continue_from {path}: {file.name} is unusable ({type(error).__name__})"
+        ) from error
+    if version != FORMAT_VERSION:
+        raise UsageError(
+            f"--continue_from {path}: it has format version {version}, this release reads version {FORMAT_VERSION}; "
+            "continue it with the release that wrote it"
+        )
+    kinds = {"progress": dict, "optimizer": dict, "data": dict, "random": list, "config": dict}
+    for key, kind in kinds.items():
+        if not isinstance(trainer.get(key), kind):
+            raise UsageError(f"--continue_from {path}: {file.name} has no usable {key!r}")
+    return trainer
+
+
+def _describe(run: "Run") -> dict[str, Any]:
+    world = run.world
+    states = world.gather_objects((run.data.state_dict(), random_state(world.device)))
+    return {
+        "format_version": FORMAT_VERSION,
+        "progress": run.progress.to_json(),
+        "optimizer": optimizer_state.describe(run.optimizer, run.names, run.constructed_groups),
+        "data": run.data.merge_states([data for data, _ in states]),
+        "random": [random for _, random in states],
+        "config": run.config.to_dict(),
+        "world": {"processes": world.world_size, "parallel": run.config.parallel.parallel},
+        "versions": {"torch": torch.__version__},
+    }
+
+
+def _write_weights(run: "Run", path: Path) -> None:
+    weights = _whole_weights(run.model, run.world)
+    with run.world.together(), _disk_errors():
+        if run.world.is_main:
+            save_model(run.model, path, run.data.tokenizer, state_dict=weights)
+
+
+def _whole_weights(model: nn.Module, world: World) -> dict[str, Tensor]:
+    """The unsharded weights, on the CPU of the main process only."""
+    from torch.distributed.tensor import DTensor
+
+    weights = {}
+    for name, parameter in model.named_parameters():
+        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        if world.is_main:
+            weights[name] = whole.detach().cpu()
+    return weights
+
+
+def _write_optimizer(run: "Run", path: Path) -> None:
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    tensors = optimizer_state.state_tensors(run.optimizer, run.names)
+    alone = run.world.world_size == 1
+    with run.world.together(), _disk_errors():
+        path.mkdir(exist_ok=True)
+    if not tensors:
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.save(
+                tensors,
+                storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True),
+                no_dist=alone,
+            )
+    except CheckpointException as error:
+        # It derives from BaseException and holds the failures of every rank.
+        rank, (reason, _) = next(iter(error.failures.items()))
+        raise UsageError(f"process {rank}: {reason}") from error
+
+
+def _plan_weights(model: nn.Module, path: Path) -> dict[str, Tensor]:
+    """The model's own tensors by name, after a check that `path` holds the same ones."""
+    from torch.distributed.checkpoint import HuggingFaceStorageReader
+
+    stored = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    targets = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    for name in sorted(stored.keys() ^ targets.keys()):
+        where = "the checkpoint" if name in stored else "this run's model"
+        raise UsageError(f"--model_config: {path} is a checkpoint of another model: only {where} has {name}")
+    for name, target in targets.items():
+        entry: Any = stored[name]
+        if tuple(entry.size) != tuple(target.shape):
+            raise UsageError(
+                f"--model_config: {path} is a checkpoint of another model: its {name} is {tuple(entry.size)}, "
+                f"this run's is {tuple(target.shape)}"
+            )
+        if entry.properties.dtype != target.dtype:
+            raise UsageError(f"--dtype: {path} holds {name} in {entry.properties.dtype}, not {target.dtype}")
+    return targets
+
+
+def _read(targets: dict[str, Tensor], path: Path, world: World) -> None:
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint import HuggingFaceStorageReader
+
+    if targets:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            reader = HuggingFaceStorageReader(str(path))
+            dcp.load(dict(targets), storage_reader=reader, no_dist=world.world_size == 1)
+
+
+def _log_changes(before: dict[str, Any], after: dict[str, Any]) -> None:
+    for section, values in json.loads(json.dumps(after)).items():
+        for name, value in values.items():
+            old = before.get(section, {}).get(name)
+            if old != value and section != "checkpoint":
+                logger.info("--{} was {} in the run that is continued and is {} from here", name, old, value)
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UsageError(str(error)) from error
+
+
+@contextmanager
+def _failure_named(run: "Run") -> Iterator[None]:
+    """Says which checkpoint failed, why, and what is left; leaves nothing half-written behind."""
+    try:
+        yield
+    except UsageError as error:
+        update, folder = run.progress.update, run.folder
+        if run.world.is_main:
+            shutil.rmtree(folder.path / f".model_{update}.partial", ignore_errors=True)
+        raise type(error)(
+            f"--save_dir {folder.path}: the checkpoint of update {update} could not be written ({error}). "
+            f"{folder.last_good()}. Make room or choose another folder, then go on with --continue_from"
+        ) from error

@@ -1,0 +1,178 @@
+"""What a run reports as it goes on: a bar and log lines for people, metrics.jsonl for programs, and wandb."""
+
+import dataclasses
+import json
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from loguru import logger
+from tqdm import tqdm
+
+from peft_pretraining.checkpoint import METRICS
+from peft_pretraining.errors import UsageError
+from peft_pretraining.evaluation import Evaluation
+from peft_pretraining.figures import draw_loss_curve
+from peft_pretraining.metrics import MetricsFile, Record, peak_memory_mb, read_metrics
+from peft_pretraining.tracking import Tracker, start_tracker
+from peft_pretraining.training import StepResult
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from peft_pretraining.run import Run
+
+SUMMARY, LOSS_CURVE = "summary.json", "loss.png"
+
+
+def configure_logging(rank: int, processes: int) -> None:
+    """Log lines go to stderr above the bar: all of rank 0's, warnings of the others with their rank."""
+    logger.remove()
+    origin = f"[rank {rank}] " if processes > 1 else ""
+    logger.add(
+        lambda line: tqdm.write(line, file=sys.stderr, end=""),
+        level="INFO" if rank == 0 else "WARNING",
+        format=f"<dim>{{time:HH:mm:ss}}</dim> <level>{{level: <7}}</level> {origin}{{message}}",
+        colorize=sys.stderr.isatty(),
+    )
+
+
+class Logbook:
+    """Open while the run trains; does something on the main process only."""
+
+    def __init__(self, run: "Run") -> None:
+        self._run = run
+        self._tracker = Tracker()
+        self._metrics = MetricsFile(run.folder.path / METRICS)
+        self._bar = tqdm(
+            total=run.updates,
+            initial=run.progress.update,
+            unit="update",
+            disable=not run.world.is_main,
+            # A log file needs no line every tenth of a second.
+            mininterval=0.1 if sys.stderr.isatty() else 10.0,
+            dynamic_ncols=True,
+        )
+
+    def __enter__(self) -> Self:
+        with self._run.world.together():
+            if self._run.world.is_main:
+                self._open()
+        return self
+
+    def _open(self) -> None:
+        run = self._run
+        source = run.config.checkpoint.continue_from
+        history = None if source in (None, "auto") else _folder_of(source) / METRICS
+        try:
+            self._metrics.continue_after(run.progress.update, history)
+        except OSError as error:
+            raise UsageError(f"--save_dir {run.folder.path}: metrics cannot be written ({error})") from error
+        self._tracker = start_tracker(run.config, run.folder.path)
+        if run.config.logging.log_details and hasattr(run.optimizer, "routing_table"):
+            logger.info("which parameter is updated how:\n{}", run.optimizer.routing_table())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._bar.close()
+        self._metrics.close()
+        self._tracker.finish(exit_status=0 if error is None else 1)
+
+    def update(self, result: StepResult) -> None:
+        """Reports an update."""
+        if not self._run.world.is_main:
+            return
+        speed = result.tokens / result.seconds
+        record: Record = {
+            "update_step": result.update,
+            "loss": result.loss,
+            "lr": result.lr,
+            "grad_norm": result.grad_norm,
+            "tokens_seen": result.tokens_seen,
+            "tokens_per_second": round(speed, 1),
+            "step_seconds": round(result.seconds, 6),
+            **{f"{phase}_seconds": round(seconds, 6) for phase, seconds in result.phases.items()},
+            "peak_memory_mb": round(peak_memory_mb(self._run.world.device), 1),
+        }
+        if result.skipped:
+            record["skipped"] = True
+        if self._run.config.logging.log_details and hasattr(self._run.optimizer, "effective_learning_rates"):
+            rates = self._run.optimizer.effective_learning_rates()
+            record |= {f"lr/{kind}": rate for kind, rate in rates.items()}
+        self._write(record)
+        self._bar.update()
+        self._bar.set_postfix(
+            {"loss": f"{result.loss:.3f}", "lr": f"{result.lr:.2e}", "tokens/s": f"{speed:,.0f}"},
+            refresh=False,
+        )
+
+    def evaluation(self, result: Evaluation | None) -> None:
+        """Reports an evaluation; None is one that was given up because the run is asked to stop."""
+        if result is None:
+            return
+        record: Record = {
+            "update_step": self._run.progress.update,
+            "eval_loss": result.loss,
+            "eval_perplexity": result.perplexity,
+            "eval_tokens": result.tokens,
+            "eval_bits_per_byte": result.bits_per_byte,
+        }
+        biased = self._run.config.training.evaluation == "published"
+        if biased:
+            record["eval_published"] = True
+        self._run.progress.evaluated_at = self._run.progress.update
+        self._run.progress.evaluation = record
+        if self._run.world.is_main:
+            self._write(record)
+            logger.info(
+                "update {}: evaluation loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte, on {:,} tokens{}",
+                record["update_step"],
+                result.loss,
+                result.perplexity,
+                result.bits_per_byte,
+                result.tokens,
+                " (loss biased as published)" if biased else "",
+            )
+
+    def summarize(self, checkpoint: "Path") -> None:
+        """Leaves summary.json and loss.png in the run folder and says what came out."""
+        run, folder = self._run, self._run.folder.path
+        if not run.world.is_main:
+            return
+        draw_loss_curve(read_metrics(folder / METRICS), folder / LOSS_CURVE)
+        summary = {
+            **run.progress.evaluation,
+            "updates": run.progress.update,
+            "skipped_updates": run.progress.skipped,
+            "tokens_seen": run.progress.tokens_seen,
+            "training_seconds": round(run.progress.seconds, 3),
+            "peak_memory_mb": round(peak_memory_mb(run.world.device), 1),
+            "checkpoint": str(checkpoint),
+            "loss_curve": str(folder / LOSS_CURVE),
+            "data": dataclasses.asdict(run.data.counters)
+            if dataclasses.is_dataclass(run.data.counters)
+            else {},
+        }
+        (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        self._bar.close()
+        logger.info("validation perplexity {:.2f}", run.progress.evaluation["eval_perplexity"])
+        logger.info("checkpoint {}", checkpoint)
+        logger.info("loss curve {}", folder / LOSS_CURVE)
+
+    def _write(self, record: Record) -> None:
+        try:
+            self._metrics.write(record)
+        except OSError as error:
+            folder = self._run.folder
+            raise UsageError(
+                f"--save_dir {folder.path}: metrics cannot be written ({error}). {folder.last_good()}"
+            ) from error
+        self._tracker.log(record)
+
+
+def _folder_of(source: str) -> "Path":
+    from pathlib import Path
+
+    path = Path(source)
+    return path.parent if path.name.startswith("model_") else path
