@@ -17,6 +17,7 @@ _ARGPARSE_KEYS = ("help", "choices", "aliases", "metavar")
 _METAVARS = {int: "N", float: "X", str: "TEXT", TokenCount: "TOKENS"}
 _WANTED = {"int": "a whole number", "float": "a number"}
 _NOT_GIVEN = object()
+_LONG = 60  # characters of choices beyond which help lists them in its sentence, not beside the flag
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
@@ -123,7 +124,10 @@ class FlagParser(HfArgumentParser):
         if plain is bool:
             _add_switch(parser, field.name, metadata)
             return
-        if "choices" not in metadata and plain in _METAVARS:
+        choices = [str(choice) for choice in metadata.get("choices", ())]
+        if len(", ".join(choices)) > _LONG:
+            metadata["help"] += f"; one of {', '.join(choices)}"
+        if plain in _METAVARS and not 0 < len(", ".join(choices)) <= _LONG:
             metadata.setdefault("metavar", _METAVARS[plain])
         field.metadata = metadata
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:

@@ -1,0 +1,125 @@
+"""Rules no linter knows: imports go one way, methods are named in one place, nothing is unpickled."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from optimizers.engine import registry
+from tests.source_code import docstrings, files, imports, name, tree
+
+HARNESS = files("peft_pretraining", "torchrun_main.py")
+OPTIMIZERS = files("optimizers")
+ABOVE = {"peft_pretraining": ("torchrun_main",), "optimizers": ("torchrun_main", "peft_pretraining")}
+OUTSIDE = ("benchmarks", "tests", "scripts")
+
+
+def method_files() -> dict[str, Path]:
+    return {
+        path.stem: path for path in OPTIMIZERS if path.parent.name == "optimizers" and path.stem != "__init__"
+    }
+
+
+@pytest.mark.parametrize("package", ABOVE)
+def test_imports_go_one_way(package: str) -> None:
+    wrong = [
+        f"{name(path)} imports {found.module}"
+        for path in files(package)
+        for found in imports(path)
+        if found.top in (*ABOVE[package], *OUTSIDE)
+    ]
+    assert wrong == []
+
+
+def test_the_optimizers_need_torch_alone() -> None:
+    wrong = [
+        f"{name(path)} imports {found.module}"
+        for path in OPTIMIZERS
+        for found in imports(path)
+        if found.third_party and found.top != "torch" and not found.nested
+    ]
+    assert wrong == []
+
+
+def test_primitives_know_no_more_of_the_engine_than_what_a_rule_is() -> None:
+    wrong = [
+        f"{name(path)} imports {found.module}"
+        for path in files("optimizers/primitives")
+        for found in imports(path)
+        if found.top == "optimizers"
+        if not found.module.startswith(("optimizers.primitives", "optimizers.engine.rule."))
+    ]
+    assert wrong == []
+
+
+def test_the_engine_imports_no_method() -> None:
+    methods = tuple(f"optimizers.{stem}" for stem in method_files())
+    wrong = [
+        f"{name(path)} imports {found.module}"
+        for path in files("optimizers/engine")
+        for found in imports(path)
+        if found.module.startswith(methods)
+    ]
+    assert wrong == []
+
+
+def test_methods_do_not_import_one_another() -> None:
+    """Online Subspace Descent is GaLore with another basis, and may build on it."""
+    wrong = [
+        f"{name(path)} imports {found.module}"
+        for stem, path in method_files().items()
+        for found in imports(path)
+        for other in method_files()
+        if found.module.startswith(f"optimizers.{other}") and (stem, other) != ("online_subspace", "galore")
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", [*HARNESS, *files("optimizers/engine")], ids=name)
+def test_no_method_is_named_outside_its_file(path: Path) -> None:
+    names = {n for method in registry.methods() for n in (method.name, *method.aliases)}
+    pattern = re.compile(rf"(?<![\w-])({'|'.join(map(re.escape, names))})(?![\w-])", re.IGNORECASE)
+    prose = docstrings(path)
+    found = [
+        f"line {node.lineno}: {node.value!r}"
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose
+        if pattern.search(node.value)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("path", [*HARNESS, *OPTIMIZERS], ids=name)
+def test_the_library_prints_nothing(path: Path) -> None:
+    """Only a file that is a command itself (`if __name__ == "__main__"`) writes to standard output."""
+    code = tree(path)
+    command = any(isinstance(node, ast.If) and "__main__" in ast.dump(node.test) for node in code.body)
+    prints = [
+        node.lineno for node in ast.walk(code) if isinstance(node, ast.Call) and called(node) == "print"
+    ]
+    assert command or prints == []
+
+
+@pytest.mark.parametrize("path", [*HARNESS, *OPTIMIZERS], ids=name)
+def test_nothing_from_disk_can_run_code(path: Path) -> None:
+    """No pickle, no remote code, no load of tensors without weights_only."""
+    pickles = [found.module for found in imports(path) if found.top in ("pickle", "dill", "joblib", "shelve")]
+    calls = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
+    trusted = {node.lineno: keywords(node).get("trust_remote_code") for node in calls}
+    remote = [line for line, value in trusted.items() if value is not None and ast.unparse(value) != "False"]
+    loads = [
+        node.lineno
+        for node in calls
+        if called(node) == "torch.load" and ast.unparse(keywords(node).get("weights_only", node)) != "True"
+    ]
+    evaluated = [node.lineno for node in calls if called(node) in ("eval", "exec")]
+    assert (pickles, remote, loads, evaluated) == ([], [], [], [])
+
+
+def called(node: ast.Call) -> str:
+    return ast.unparse(node.func)
+
+
+def keywords(node: ast.Call) -> dict[str, ast.expr]:
+    return {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}

@@ -1,0 +1,119 @@
+"""What an installation holds and needs."""
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from tests.source_code import files, imports, name
+
+PACKAGES = ("optimizers", "peft_pretraining")
+CODE = files(*PACKAGES, "torchrun_main.py")
+
+
+def declared(root: Path) -> tuple[set[str], set[str]]:
+    """Distributions that are always installed, and those of the extras users may add."""
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = [project["optional-dependencies"][extra] for extra in ("bitsandbytes", "wandb", "report")]
+    return distributions(project["dependencies"]), {d for extra in extras for d in distributions(extra)}
+
+
+def distributions(requirements: list[str]) -> set[str]:
+    return {normal(re.split(r"[^\w.-]", requirement)[0]) for requirement in requirements}
+
+
+def normal(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def test_every_import_is_declared(root: Path) -> None:
+    required, optional = declared(root)
+    owners = packages_distributions()
+    undeclared, eager = [], []
+    for path in CODE:
+        for found in imports(path):
+            if not found.third_party:
+                continue
+            names = {normal(owner) for owner in owners.get(found.top, [found.top])}
+            if not names & (required | optional):
+                undeclared.append(f"{name(path)}: {found.module}")
+            if not names & required and not found.nested and not is_command(path):
+                eager.append(f"{name(path)}: {found.module}")
+    assert undeclared == []
+    assert eager == [], "what is optional is imported where it is used, not with the module"
+
+
+def is_command(path: Path) -> bool:
+    return '__name__ == "__main__"' in path.read_text()
+
+
+def test_what_is_declared_is_used(root: Path) -> None:
+    owners = packages_distributions()
+    used = {normal(owner) for path in CODE for found in imports(path) for owner in owners.get(found.top, [])}
+    implied = {"zstandard"}  # what fsspec opens .zst files with
+    assert sorted(declared(root)[0] - used - implied) == []
+
+
+def test_every_folder_of_code_is_a_package(root: Path) -> None:
+    missing = {name(path.parent) for path in files(*PACKAGES) if not (path.parent / "__init__.py").exists()}
+    assert missing == set()
+
+
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+
+for absent in ("bitsandbytes", "wandb", "plotly"):
+    sys.modules[absent] = None  # an import of it fails as that of a package which is not there
+for package in ("optimizers", "peft_pretraining"):
+    root = importlib.import_module(package)
+    for module in pkgutil.walk_packages(root.__path__, package + "."):
+        importlib.import_module(module.name)
+import torch
+assert not torch.cuda.is_initialized()
+"""
+
+
+def test_everything_imports_without_what_is_optional(root: Path) -> None:
+    """The report is a command of its own extra; everything else does without."""
+    environment = {"PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": "", "HOME": "/nonexistent"}
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_all_code_and_data(root: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--quiet",
+        "--wheel-dir",
+        str(tmp_path),
+        str(root),
+    ]
+    subprocess.run(command, check=True, timeout=280)
+    (wheel,) = tmp_path.glob("thrift_llama-*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    wanted = {
+        str(path.relative_to(root))
+        for package in PACKAGES
+        for path in (root / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert wanted - held == set()
+    assert not any(entry.startswith("tests/") for entry in held)
