@@ -85,8 +85,9 @@ EVERY_FLAG = """
     --activation_checkpointing --weight_decay 0.1 --warmup_steps 20 --eval_every 50 --num_training_steps 300
     --save_every 100 --save_dir runs/x --tags a,b --dtype float32 --workers 2 --seed 3 --name test
     --grad_clipping 1.0 --beta1 0.9 --beta2 0.99 --eps 1e-8 --rank 8 --rho 0.9 --proj_method svd
-    --no_error_feedback --log_details --gpu 0 --single_gpu
-    --wandb_project P --wandb_run_name R --wandb_job_type J --dataset builtin --tokenizer t5-base --packing --eval_tokens 1M --device cuda --wandb_mode offline --keep_checkpoints 2
+    --no_error_feedback --log_details --gpu 0 --single_gpu --device cuda --wandb_mode offline
+    --wandb_project P --wandb_run_name R --wandb_job_type J --dataset builtin --tokenizer t5-base --packing
+    --eval_tokens 1M --keep_checkpoints 2
 """
 ITS_MEANING = {
     "use_hf_model": True,
