@@ -10,8 +10,8 @@ from torch import nn
 from .adam_mini import AdamMini
 from .baselines import Lion
 from .engine import registry
-from .engine.options import EngineOptions
 from .engine.optimizer import EngineOptimizer
+from .engine.options import EngineOptions
 from .engine.registry import Method, available, hyper, register
 from .galore import GaLoreAdafactor, GaLoreAdamW, GaLoreAdamW8bit, GaLoreLion
 from .ldadam import LDAdamW

@@ -5,11 +5,10 @@ key one per head, value, attention output and MLP one per output neuron (row), n
 element. v_block = E[mean of G^2 over the block]_beta2, m = E[G]_beta1,
 W <- W - lr/c1 * m / (sqrt(v)/sqrt(c2) + eps) (algorithm 2), decoupled decay before, none on norms and biases.
 
-Deviations from the released code: roles come from Hugging Face names or `roles=`; a matrix whose role is unknown, fused
-or tied is refused by name instead of being guessed; heads of the key are counted by n_kv_heads and heads have the size
-that the matrix's rows say; mathematics in float32. For runs under 20,000 updates the authors use one block for the whole
-value matrix: `one_block_value`.
-"""
+Deviations from the released code: roles come from Hugging Face names or `roles=`; a matrix whose role is unknown,
+fused or tied is refused by name instead of being guessed; heads of the key are counted by n_kv_heads and heads have
+the size that the matrix's rows say; mathematics in float32. For runs under 20,000 updates the authors use one block
+for the whole value matrix: `one_block_value`."""
 
 from __future__ import annotations
 
@@ -130,7 +129,9 @@ class AdamMini(EngineOptimizer):
             return "bias"
         if role not in ROLES:
             what = "a fused matrix" if role == "fused" else "a parameter of unknown role"
-            raise ValueError(f"Adam-mini: {name} {tuple(param.shape)} is {what}; state it with roles={{'pattern': role}}")
+            raise ValueError(
+                f"Adam-mini: {name} {tuple(param.shape)} is {what}; state it with roles={{'pattern': role}}"
+            )
         if param.ndim != (1 if role in UNDECAYED_ROLES else 2):
             raise ValueError(f"Adam-mini: {name} has shape {tuple(param.shape)}, which does not fit its role {role}")
         return role
@@ -161,7 +162,9 @@ class AdamMiniSettings:
     beta2: float = hyper(0.999, "decay of the second moment")
     eps: float = hyper(1e-8, "added to the root of the bias-corrected second moment")
     weight_decay: float = hyper(0.0, "decoupled weight decay, applied before the step; none on norms and biases")
-    one_block_value: bool = hyper(False, "one block for the whole value matrix (the authors: runs under 20,000 updates)")
+    one_block_value: bool = hyper(
+        False, "one block for the whole value matrix (the authors: runs under 20,000 updates)"
+    )
 
 
 def _build(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> AdamMini:

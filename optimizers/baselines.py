@@ -71,8 +71,15 @@ class MomentumStep(UpdateRule):
     def state(self, shape: torch.Size) -> dict[str, StateSpec]:
         return {"momentum_buffer": StateSpec(tuple(shape), "moment")} if self.momentum else {}
 
-    def direction(self, grad: Tensor, state: State, s: Scalars, first: bool) -> Tensor:
+    def direction(self, grad: Tensor | None, state: State, s: Scalars, first: bool) -> Tensor:
+        if grad is None:
+            return state["momentum_buffer"]
         return state["momentum_buffer"].mul_(self.momentum).add_(grad) if self.momentum else grad
+
+    def accumulate(self, grad: Tensor, state: State, opening: bool, first: bool, share: float) -> None:
+        if opening:
+            state["momentum_buffer"].mul_(self.momentum * share)
+        state["momentum_buffer"].add_(grad)
 
     def row_block(self, shape: torch.Size) -> int | None:
         return 1
@@ -212,7 +219,11 @@ def _adam8bit(model: nn.Module, lr: float, settings: dict[str, Any], options: di
 register(Method("adam", "Adam (torch, fused)", AdamSettings, _adam))
 register(Method("adamw", "AdamW (torch, fused)", AdamSettings, _adamw))
 register(Method("sgd", "SGD with momentum (torch)", SGDSettings, _sgd))
-register(Method("muon", "Muon (torch) on attention and MLP matrices, AdamW elsewhere", MuonSettings, _muon, engine=False))
+register(
+    Method("muon", "Muon (torch) on attention and MLP matrices, AdamW elsewhere", MuonSettings, _muon, engine=False)
+)
 register(Method("adafactor", "Adafactor (transformers)", PlainAdafactorSettings, _adafactor, engine=False))
-register(Method("adam8bit", "8-bit AdamW (bitsandbytes)", AdamSettings, _adam8bit, engine=False, aliases=("adamw8bit",)))
+register(
+    Method("adam8bit", "8-bit AdamW (bitsandbytes)", AdamSettings, _adam8bit, engine=False, aliases=("adamw8bit",))
+)
 register(Method("lion", "Lion", PlainLionSettings, _lion))

@@ -1,14 +1,14 @@
 """GaLore: a weight optimizer in a low-rank space of the gradient (Zhao et al., arXiv 2403.03507).
 
-Before updates 1, T+1, 2T+1, ... a basis is computed from the gradient by SVD (algorithm 2). The weight optimizer sees
-the projected gradient R; its step is lifted and multiplied with `scale`. proj_type chooses the side: `std` multiplies on
-the right when rows >= columns, else on the left; `reverse_std` the opposite; `left`, `right`; `full` both; `random` uses
-the singular vectors of a random matrix. `continuous...` lives in online_subspace.py.
+Before updates 1, T+1, 2T+1, ... a basis is computed from the gradient by SVD (algorithm 2). The weight optimizer
+sees the projected gradient R; its step is lifted and multiplied with `scale`. proj_type chooses the side: `std`
+multiplies on the right when rows >= columns, else on the left; `reverse_std` the opposite; `left`, `right`; `full`
+both; `random` uses the singular vectors of a random matrix. `continuous...` lives in online_subspace.py.
 
-Deviations from the released code: mathematics in float32; a zero or non-finite gradient, or an SVD that fails, keeps the
-old basis; the side is part of the rule instead of being guessed from shapes; bases are plain state tensors. Optional:
-`basis_method="randomized"`, `stagger_refresh`, and `rotate_moments`, which carries the moments into a new basis.
-"""
+Deviations from the released code: mathematics in float32; a zero or non-finite gradient, or an SVD that fails,
+keeps the old basis; the side is part of the rule instead of being guessed from shapes; bases are plain state
+tensors. Optional: `basis_method="randomized"`, `stagger_refresh`, and `rotate_moments`, which carries the moments
+into a new basis."""
 
 from __future__ import annotations
 
@@ -237,7 +237,8 @@ class GaLoreAdamW8bit(ProjectedOptimizer):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay), options)
 
     def inner_rule(self, group: dict[str, Any], projected: bool) -> WeightStep:
-        return AdamStep(*group["betas"], group["eps"], eps_inside=True)
+        # bitsandbytes' own AdamW8bit, which serves unprojected parameters, decays before the step (0.50, CPU).
+        return AdamStep(*group["betas"], group["eps"], eps_inside=True, decays_first=not projected)
 
 
 class GaLoreAdafactor(ProjectedOptimizer):
@@ -258,7 +259,9 @@ class GaLoreAdafactor(ProjectedOptimizer):
         **options: Any,
     ) -> None:
         if scale_parameter or relative_step or warmup_init:
-            raise ValueError("scale_parameter, relative_step and warmup_init must be False: give lr, and use a scheduler")
+            raise ValueError(
+                "scale_parameter, relative_step and warmup_init must be False: give lr, and use a scheduler"
+            )
         defaults = dict(lr=lr, eps=eps, clip_threshold=clip_threshold, decay_rate=decay_rate, beta1=beta1)
         super().__init__(params, {**defaults, "weight_decay": weight_decay}, options)
 

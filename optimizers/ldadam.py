@@ -1,7 +1,7 @@
 """LDAdam: Adam on a subspace that moves at every update, with error feedback (Robert et al., arXiv 2410.16103).
 
-Right side when rows > columns, left otherwise. G is the new gradient plus the error left by the previous update. Update 1
-takes the basis B from an SVD of G. Later, with t0 updates done (algorithm 1):
+Right side when rows > columns, left otherwise. G is the new gradient plus the error left by the previous update.
+Update 1 takes the basis B from an SVD of G. Later, with t0 updates done (algorithm 1):
 
     b = rho lift(m)/(1 - beta1^t0) + (1 - rho) G         the target; B_new by one power iteration (or SVD) from it
     r = project(G), C the change of basis, m' = rotated m
@@ -9,10 +9,9 @@ takes the basis B from an SVD of G. Later, with t0 updates done (algorithm 1):
     v' = | C^2 [v/c2(t0) - (m/c1(t0))^2] + (m'/c1(t0))^2 | c2(t0)
     then Adam on r with m', v'; decay before; W <- W - lr lift((m/c1) / (sqrt(v/c2) + eps)).
 
-Deviations from the released code: six large products instead of eight (lift(r) and lift(m') are one product; lift_old(m)
-is already in b); the error lives in the optimizer state instead of `.grad`, so that checkpoints hold it and clipping and
-logged norms see the new gradient only; group settings stay in their group; mathematics in float32.
-"""
+Deviations from the released code: six large products instead of eight (lift(r) and lift(m') are one product;
+lift_old(m) is already in b); the error lives in the optimizer state instead of `.grad`, so that checkpoints hold it
+and clipping and logged norms see the new gradient only; group settings stay in their group; mathematics in float32."""
 
 from __future__ import annotations
 
@@ -80,9 +79,15 @@ class LowDimensionalStep(UpdateRule):
     def settled(self, state: State) -> bool:
         return bool(state["basis"].any())
 
-    def direction(self, grad: Tensor, state: State, s: Scalars, first: bool) -> Tensor:
+    def accumulate(self, grad: Tensor, state: State, opening: bool, first: bool, share: float) -> None:
+        if opening:
+            state["error"].mul_(share)
+        state["error"].add_(grad)
+
+    def direction(self, grad: Tensor | None, state: State, s: Scalars, first: bool) -> Tensor:
         if self.error_feedback:
-            grad = grad + state["error"]
+            grad = state["error"].clone() if grad is None else grad + state["error"]
+        assert grad is not None
         carried = torch.zeros((), device=grad.device) if first else self._move(grad, state, s)
         basis, m, v = state["basis"], state["exp_avg"], state["exp_avg_sq"]
         coordinates = pr.project(grad, basis, self.side)
@@ -187,7 +192,9 @@ class LDAdamSettings:
     rho: float = hyper(0.908, "weight of the momentum in the target that the new basis follows")
     proj_type: str = hyper("std", "side of the basis", choices=("std", "reverse_std", "left", "right"))
     proj_method: str = hyper("power_iteration", "how the basis follows its target", choices=PROJ_METHODS)
-    error_feedback: bool = hyper(True, "keep what the projection lost for the next update", flags=("no_error_feedback",))
+    error_feedback: bool = hyper(
+        True, "keep what the projection lost for the next update", flags=("no_error_feedback",)
+    )
 
 
 def _build(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> LDAdamW:

@@ -1,9 +1,9 @@
 """Online Subspace Descent: GaLore whose basis learns by online PCA (Liang et al., arXiv 2408.12857).
 
-Update 1 takes the basis P by SVD, as GaLore's `std`. At every later update the weight step uses the present P, then P
-takes one step of its own optimizer on f = ||H P'P - H||_F^2 (right side, P is r x n) or ||P P'H - H||_F^2 (left, P is
-m x r), H = G/||G||_F, with learning rate (1/T) lr_t/lr_0 (algorithm 1; lr_0 is the constructor's). Moments of the weight
-optimizer are not rotated.
+Update 1 takes the basis P by SVD, as GaLore's `std`. At every later update the weight step uses the present P, then
+P takes one step of its own optimizer on f = ||H P'P - H||_F^2 (right side, P is r x n) or ||P P'H - H||_F^2 (left,
+P is m x r), H = G/||G||_F, with learning rate (1/T) lr_t/lr_0 (algorithm 1; lr_0 is the constructor's). Moments of
+the weight optimizer are not rotated.
 
 The gradient has a closed form that needs one large product S beyond GaLore's two, instead of autograd through an n x n
 projector:
@@ -14,8 +14,8 @@ projector:
 Its terms cancel, so products are float32 with TF32 off (in bfloat16, 77% of the signs are right).
 
 The paper adds lambda ||PP' - I||^2, which the release omits: `proj_orthogonality`, default 0. Optimizers of P, by
-proj_type suffix: none (AdamW, torch's defaults, weight decay 0.01 included), `_adam8bit`, `_lion`, `_adafactor`, `_sgd`.
-"""
+proj_type suffix: none (AdamW, torch's defaults, weight decay 0.01 included), `_adam8bit`, `_lion`, `_adafactor`,
+`_sgd`."""
 
 from __future__ import annotations
 

@@ -3,10 +3,9 @@
 Once for each parameter, from its first non-zero gradient: gain = ||G||_2 / (std(G) + eps), unbiased std over the whole
 tensor. buffer = G on the first update, E[G]_momentum later; W <- W (1 - lr wd) - lr gain buffer.
 
-Deviations from the released code: the gain is state, saved and loaded; a parameter whose first gradient comes late or is
-zero gets its own gain then; one element, whose std is undefined, has gain 1; momentum 0 keeps no buffer; mathematics in
-float32.
-"""
+Deviations from the released code: the gain is state, saved and loaded; a parameter whose first gradient comes late
+or is zero gets its own gain then; one element, whose std is undefined, has gain 1; momentum 0 keeps no buffer;
+mathematics in float32."""
 
 from __future__ import annotations
 
@@ -53,11 +52,20 @@ class BoostedStep(UpdateRule):
     def settled(self, state: State) -> bool:
         return bool(state["gain"] != 0)
 
-    def direction(self, grad: Tensor, state: State, s: Scalars, first: bool) -> Tensor:
+    def direction(self, grad: Tensor | None, state: State, s: Scalars, first: bool) -> Tensor:
         if not self.momentum:
+            assert grad is not None
             return grad * state["gain"]
         buffer = state["momentum_buffer"]
-        return (buffer.copy_(grad) if first else buffer.lerp_(grad, 1.0 - self.momentum)) * state["gain"]
+        if grad is not None:
+            buffer = buffer.copy_(grad) if first else buffer.lerp_(grad, 1.0 - self.momentum)
+        return buffer * state["gain"]
+
+    def accumulate(self, grad: Tensor, state: State, opening: bool, first: bool, share: float) -> None:
+        buffer = state["momentum_buffer"]
+        if opening:
+            buffer.mul_(self.momentum * share)
+        buffer.add_(grad, alpha=1.0 if first else 1.0 - self.momentum)
 
     def row_block(self, shape: torch.Size) -> int | None:
         return 1
@@ -89,7 +97,7 @@ class SGDBoost(EngineOptimizer):
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:
-                    self.refresh_if_due(param, param.grad)
+                    self.managed[param].refresh_if_due(param.grad)
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,9 @@ class AdamWSNG(EngineOptimizer):
             return FlatSubsetNormStep(*arguments, subset)
         if group["subset_size"] != 1 and tuple(param.shape) not in self._fallbacks:
             self._fallbacks.add(tuple(param.shape))
-            logger.warning("no subset of 4 or more elements divides a tensor of shape %s: plain AdamW", tuple(param.shape))
+            logger.warning(
+                "no subset of 4 or more elements divides a tensor of shape %s: plain AdamW", tuple(param.shape)
+            )
         return AdamStep(*arguments)
 
 

@@ -25,6 +25,7 @@ class UpdateKernel:
     first: bool
     decays: bool
     rounds_stochastically: bool
+    part: int = 0
 
     def __call__(
         self,
@@ -35,20 +36,27 @@ class UpdateKernel:
         s: Scalars,
         seed: Tensor | int,
     ) -> None:
-        """Update weight and stored state in place. One of grad and compressed may be None if the rule allows it."""
+        """Update weight and stored state in place. grad or compressed may be None where the rule allows it."""
+        self.write(weight, self.direction(grad, compressed, stored, s, seed), s, seed)
+
+    def direction(
+        self, grad: Tensor | None, compressed: Tensor | None, stored: State, s: Scalars, seed: Tensor | int
+    ) -> Tensor:
+        """The float32 direction in the parameter's shape; the stored state is brought up to date."""
         rule = self.rule
         state = {name: precision.load(name, spec, fmt, stored) for name, spec, fmt in self.specs}
         whole = None if grad is None else grad.float()
         # Under accumulation `compressed` is the sum over micro-batches and `grad` the last one's gradient.
-        own = rule.compress(whole, state) if compressed is None or rule.learns else None
+        own = rule.compress(whole, state) if whole is not None and (compressed is None or rule.learns) else None
         direction = rule.direction(own if compressed is None else compressed.float(), state, s, self.first)
-        self._write(weight, direction, s, seed)
-        if rule.learns:
+        if rule.learns and whole is not None:
             rule.learn(whole, own, state, s, self.first)
         for index, (name, spec, fmt) in enumerate(self.specs):
-            precision.store(name, spec, fmt, stored, state[name], seed + (index + 1) * 7919)
+            precision.store(name, spec, fmt, stored, state[name], seed + (index + 1) * 7919, self.part)
+        return direction
 
-    def _write(self, weight: Tensor, direction: Tensor, s: Scalars, seed: Tensor | int) -> None:
+    def write(self, weight: Tensor, direction: Tensor, s: Scalars, seed: Tensor | int) -> None:
+        """Weight decay, the step and rounding."""
         step = direction if self.rule.lr_inside else direction * s["lr"]
         value = weight.float()
         if self.decays and self.rule.decay == "before":
@@ -57,7 +65,7 @@ class UpdateKernel:
         if self.decays and self.rule.decay == "after":
             value = value * s["keep"]
         if self.rounds_stochastically and weight.dtype == torch.bfloat16:
-            value = precision.round_stochastically(value, seed)
+            value = precision.round_stochastically(value, seed, self.part * weight.numel())
         weight.copy_(value)
 
 
@@ -74,14 +82,13 @@ def signature(weight: Tensor, grad: Tensor | None, compressed: Tensor | None) ->
 
 
 class ScalarCache:
-    """0-D float32 tensors of the numbers of one update, made once for all tensors that share them."""
+    """0-D tensors of the numbers of one update, made once for all parameters that share them."""
 
     def __init__(self) -> None:
-        self._key: object = None
-        self._tensors: dict = {}
+        self._tensors: dict[tuple, dict[str, Tensor]] = {}
 
     def tensors(self, values: dict[str, float], device: torch.device) -> dict[str, Tensor]:
-        """The values as 0-D tensors on the device; one transfer for all of them."""
+        """The values as 0-D float32 tensors on the device; one transfer for all of them."""
         key = (tuple(values.items()), device)
         if key not in self._tensors:
             if len(self._tensors) > 64:
@@ -89,3 +96,8 @@ class ScalarCache:
             packed = torch.tensor(list(values.values()), dtype=torch.float32).to(device, non_blocking=True)
             self._tensors[key] = dict(zip(values, packed.unbind(), strict=True))
         return self._tensors[key]
+
+    @staticmethod
+    def seed(value: int, device: torch.device) -> Tensor:
+        """A seed as a 0-D int32 tensor."""
+        return torch.full((), value, dtype=torch.int32, device=device)

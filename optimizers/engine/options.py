@@ -32,7 +32,14 @@ class EngineOptions:
         "nearest", "how an updated bfloat16 weight is rounded; float32 weights are not rounded", ROUNDINGS
     )
     execution: str = option(
-        "eager", "compiled: each rule is compiled once a shape with torch.compile (needs a C++ compiler on CPU)", EXECUTIONS
+        "eager",
+        "compiled: each rule is compiled once a shape with torch.compile (needs a C++ compiler on CPU)",
+        EXECUTIONS,
+    )
+    per_layer: bool = option(
+        False,
+        "update each parameter inside the backward pass and free its gradient at once; clipping is then by the norm of "
+        "each parameter's gradient",
     )
     stagger_refresh: bool = option(False, "spread the refreshes of bases over the gap instead of all in one update")
     rounding_seed: int = option(0, "seed of stochastic rounding and of random bases")

@@ -52,9 +52,7 @@ def _bitsandbytes():
     try:
         import bitsandbytes.functional as functional
     except ImportError as error:
-        raise ValueError(
-            "state_dtype='int8' needs the package bitsandbytes: pip install bitsandbytes"
-        ) from error
+        raise ValueError("state_dtype='int8' needs the package bitsandbytes: pip install bitsandbytes") from error
     return functional
 
 
@@ -70,14 +68,19 @@ def load(name: str, spec: StateSpec, storage: str, stored: State) -> Tensor:
     )
 
 
-def store(name: str, spec: StateSpec, storage: str, stored: State, value: Tensor, seed: Tensor | int) -> None:
-    """Write the float32 value back in its format. seed: int32, different for each tensor and update."""
+def store(
+    name: str, spec: StateSpec, storage: str, stored: State, value: Tensor, seed: Tensor | int, part: int = 0
+) -> None:
+    """Write the float32 value back in its format.
+
+    seed: int32, different for each tensor and update. part: which of several equal shards the value is.
+    """
     target = stored[name]
     if storage == "float32":
         if target is not value:
             target.copy_(value)
     elif storage == "bfloat16":
-        target.copy_(round_stochastically(value, seed))
+        target.copy_(round_stochastically(value, seed, part * value.numel()))
     else:
         code = code_map(spec.kind != "second_moment", target.device)
         codes, absmax = torch.ops.bitsandbytes.quantize_blockwise(value.contiguous(), code, BLOCK)
@@ -85,7 +88,7 @@ def store(name: str, spec: StateSpec, storage: str, stored: State, value: Tensor
         stored[f"{name}_absmax"].copy_(absmax)
 
 
-def round_stochastically(value: Tensor, seed: Tensor | int, offset: Tensor | int = 0) -> Tensor:
+def round_stochastically(value: Tensor, seed: Tensor | int, offset: int = 0) -> Tensor:
     """float32 -> bfloat16, up or down with probabilities that keep the expectation; non-finite values stay.
 
     The random bits are a hash of element index and seed: the same in eager and compiled execution, on every rank,

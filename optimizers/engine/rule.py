@@ -52,7 +52,7 @@ class UpdateRule:
     compilable: ClassVar[bool] = True
     """False when `direction` holds an operation that torch.compile cannot trace."""
     accumulator: ClassVar[str | None] = None
-    """A state tensor that can take gradients of micro-batches directly (see `begin_accumulation`)."""
+    """A state tensor that can take gradients of micro-batches directly (see `accumulate`)."""
 
     def state(self, shape: torch.Size) -> dict[str, StateSpec]:
         """State tensors of a parameter of this shape, by name."""
@@ -73,7 +73,8 @@ class UpdateRule:
     def direction(self, grad: Tensor, state: State, s: Scalars, first: bool) -> Tensor:
         """The step before the learning rate, in the shape of the parameter: W <- W - lr * direction.
 
-        grad: the compressed gradient. first: True on the first update of this parameter.
+        grad: the compressed gradient (None when it is in the accumulator already; only rules that have one see that).
+        first: True on the first update of this parameter.
         """
         raise NotImplementedError
 
@@ -99,6 +100,10 @@ class UpdateRule:
         """
         return None
 
-    def begin_accumulation(self, state: State) -> float:
-        """Make `accumulator` ready to take the gradients of one update; returns their factor."""
+    def accumulate(self, grad: Tensor, state: State, opening: bool, first: bool, share: float) -> None:
+        """Add the gradient of a micro-batch to `accumulator`; `direction` is then called with None for it.
+
+        opening: the first micro-batch of the update. share: 1 / processes that will add up their accumulators;
+        what the accumulator held before the update must be multiplied with it once.
+        """
         raise NotImplementedError

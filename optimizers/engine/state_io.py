@@ -28,15 +28,15 @@ def load_state_dict(optimizer: EngineOptimizer, state_dict: dict[str, Any]) -> N
     optimizer.state.update(kept)
     groups = [(p, group) for group in optimizer.param_groups for p in group["params"]]
     for param, group in groups:
-        record = optimizer.records[param]
-        record.group, record.settled = group, None
+        managed = optimizer.managed[param]
+        managed.group, managed.settled = group, None
         for name, tensor in saved[param].items():
             optimizer.state[param][name].copy_(tensor)
 
 
 def check(optimizer: EngineOptimizer, param: torch.Tensor, tensors: dict[str, Any]) -> None:
     """Raise ValueError when saved tensors of a parameter do not fit the allocated ones."""
-    name, allocated = optimizer.records[param].name, optimizer.state[param]
+    name, allocated = optimizer.managed[param].name, optimizer.state[param]
     missing = sorted(set(allocated) - set(tensors))
     unknown = sorted(set(tensors) - set(allocated))
     if missing or unknown:
@@ -48,5 +48,6 @@ def check(optimizer: EngineOptimizer, param: torch.Tensor, tensors: dict[str, An
         want = allocated[key]
         if tuple(tensor.shape) != tuple(want.shape) or tensor.dtype != want.dtype:
             raise ValueError(
-                f"{name}: saved {key} is {tensor.dtype} {tuple(tensor.shape)}, here it is {want.dtype} {tuple(want.shape)}"
+                f"{name}: saved {key} is {tensor.dtype} {tuple(tensor.shape)}, "
+                f"here it is {want.dtype} {tuple(want.shape)}"
             )

@@ -1,0 +1,200 @@
+"""One parameter under the engine: its rule, its state, and its update."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import precision, sharding
+from .execution import ScalarCache, UpdateKernel, compiled, signature
+from .options import EngineOptions
+from .rule import State, StateSpec, UpdateRule
+
+Specs = tuple[tuple[str, StateSpec, str], ...]
+SKIPPED_KEYS = ("params", "param_names", "lr", "base_lr", "initial_lr", "route", "weight_decay")
+
+
+@dataclass
+class Shared:
+    """What the parameters of one optimizer have in common."""
+
+    options: EngineOptions
+    rule_for: Callable[[dict[str, Any], Tensor], UpdateRule]
+    warnings: Counter[str] = field(default_factory=Counter)
+    scalars: ScalarCache = field(default_factory=ScalarCache)
+
+
+class ManagedParameter:
+    """A parameter with its rule and state. index numbers it within the optimizer and seeds its randomness.
+
+    state: the optimizer's dictionary for it: an int64 "step" and the rule's tensors (none but "step" on a process
+    that does not own the state of an owner-computed parameter).
+    """
+
+    def __init__(
+        self, shared: Shared, param: Tensor, group: dict[str, Any], index: int, name: str, state: State
+    ) -> None:
+        self.shared, self.param, self.group, self.index, self.name, self.state = (
+            shared,
+            param,
+            group,
+            index,
+            name,
+            state,
+        )
+        self.rule = shared.rule_for(group, param)
+        self.specs = self._specs()
+        self.placement = sharding.place(param, self.rule, self.specs, index, name)
+        self.settled: bool | None = None
+        self.refreshed_at = 0
+        self.ready = True
+        self._signature = group_signature(group)
+        self._kernels: dict[tuple, Callable[..., Any]] = {}
+        self._allocate()
+
+    # -- state --------------------------------------------------------------------------------------------------
+
+    def _specs(self) -> Specs:
+        specs, dtype = self.rule.state(self.param.shape), self.shared.options.state_dtype
+        return tuple((n, s, precision.storage_format(s, dtype, self.param.dtype)) for n, s in specs.items())
+
+    def _allocate(self) -> None:
+        self.state["step"] = torch.zeros((), dtype=torch.int64)
+        if not self.placement.holds_state:
+            return
+        for name, spec, storage in self.specs:
+            for stored, (shape, dtype) in precision.layout(name, spec, storage).items():
+                self.state[stored] = sharding.allocate(shape, dtype, self.param, self.placement)
+
+    @property
+    def step(self) -> int:
+        """Updates made so far."""
+        return int(self.state["step"])
+
+    def stored(self) -> State:
+        """This process's storage tensors, without the counter."""
+        return {k: sharding.local(v) for k, v in self.state.items() if k != "step"}
+
+    def values(self) -> State:
+        """The float32 values of the state; float32 storage is returned itself, not a copy."""
+        stored = self.stored()
+        return {name: precision.load(name, spec, fmt, stored) for name, spec, fmt in self.specs}
+
+    def keep(self, values: State, purpose: int, only: str | None = None) -> None:
+        """Write float32 values back, all or one. purpose separates the random numbers of different writes."""
+        seed, stored = self.seed(purpose, self.step + 1), self.stored()
+        for i, (name, spec, fmt) in enumerate(self.specs):
+            if only is None or name == only:
+                precision.store(name, spec, fmt, stored, values[name], seed + i, self.placement.part)
+
+    def seed(self, purpose: int, step: int) -> int:
+        """A 30-bit seed of this parameter for an update."""
+        mixed = (self.shared.options.rounding_seed * 8 + purpose + 1) * 0x9E3779B1
+        return (mixed ^ (self.index + 1) * 0x85EBCA6B ^ (step + 1) * 0xC2B2AE35) & 0x3FFFFFFF
+
+    def check_group(self) -> None:
+        """Make the rule again when a hyperparameter of the group was changed; ValueError if that shapes the state."""
+        now = group_signature(self.group)
+        if now == self._signature:
+            return
+        self.rule, self._signature = self.shared.rule_for(self.group, self.param), now
+        self._kernels.clear()
+        if self._specs() != self.specs:
+            raise ValueError(f"{self.name}: a hyperparameter that shapes the state was changed after construction")
+
+    # -- refresh ------------------------------------------------------------------------------------------------
+
+    def due(self) -> bool:
+        """Whether the next update needs a refresh that has not been made yet."""
+        if not self.rule.refreshes or self.refreshed_at == self.step + 1:
+            return False
+        if self.settled is None:
+            self.settled = self.rule.settled(self.values()) if self.placement.holds_state else self.step > 0
+        offset = self.index if self.shared.options.stagger_refresh else 0
+        return not self.settled or self.rule.due(self.step + 1, offset)
+
+    def refresh(self, grad: Tensor) -> bool:
+        """Refresh from the whole gradient, where this process holds the state; True when the state has changed."""
+        whole = grad.float()
+        if not torch.isfinite(whole).all():
+            self.shared.warnings[f"{self.name}: non-finite gradient, the old basis stays"] += 1
+            return False
+        rng = torch.Generator().manual_seed(self.seed(1, self.step + 1))
+        values = self.values()
+        try:
+            changed = self.rule.refresh(whole, values, rng)
+        except torch.linalg.LinAlgError:
+            self.shared.warnings[f"{self.name}: the SVD failed, the old basis stays"] += 1
+            return False
+        if changed:
+            self.keep(values, 2)
+        return changed
+
+    def refresh_if_due(self, grad: Tensor) -> bool:
+        """Refresh when its turn has come; False while it has never succeeded, so that no update can be made."""
+        if self.due():
+            self.note_refresh(self.refresh(grad))
+        return not self.rule.refreshes or bool(self.settled)
+
+    def note_refresh(self, changed: bool) -> None:
+        """Record that the refresh of the next update has been tried."""
+        self.settled = changed or bool(self.settled)
+        self.refreshed_at = self.step + 1 if self.settled else 0
+
+    # -- update -------------------------------------------------------------------------------------------------
+
+    def compress(self, grad: Tensor) -> Tensor:
+        """What the rule needs of a gradient, float32; linear, so it may be accumulated and summed over processes."""
+        return self.rule.compress(grad.float(), self.values())
+
+    def update(self, grad: Tensor | None, compressed: Tensor | None = None) -> None:
+        """Update weight and state from the whole gradient, or from its compressed form, or (neither) from what was
+        accumulated in the rule's accumulator."""
+        step = self.step + 1
+        kernel = self._kernel(step == 1, grad, compressed)
+        weight = sharding.local(self.param)
+        if self.placement.mode == "owner":
+            direction = None
+            if self.placement.holds_state:
+                direction = kernel.direction(grad, compressed, self.stored(), *self._numbers(step, eager=True))
+            local = sharding.scatter(direction, weight, self.param.shape, self.placement)
+            values, seed = self._numbers(step, eager=True)
+            kernel.write(weight, local, values, seed)
+        else:
+            kernel(weight, grad, compressed, self.stored(), *self._numbers(step, eager=not self._compiles()))
+        self.state["step"] += 1
+
+    def _compiles(self) -> bool:
+        return self.shared.options.execution == "compiled" and self.rule.compilable and self.placement.mode != "owner"
+
+    def _numbers(self, step: int, eager: bool) -> tuple[Any, Any]:
+        """The numbers of one update and its seed, as Python values or as 0-D tensors."""
+        lr = float(self.group["lr"])
+        base = self.group["base_lr"]
+        values = dict(self.rule.scalars(step, lr / base if base else 1.0))
+        values |= {"lr": lr, "keep": 1.0 - lr * self.group["weight_decay"]}
+        seed = self.seed(0, step)
+        if eager:
+            return values, seed
+        return self.shared.scalars.tensors(values, self.param.device), self.shared.scalars.seed(seed, self.param.device)
+
+    def _kernel(self, first: bool, grad: Tensor | None, compressed: Tensor | None) -> Any:
+        decays = self.group["weight_decay"] != 0.0
+        key = (first, decays, grad is None, compressed is None)
+        if key not in self._kernels:
+            stochastic = self.shared.options.weight_rounding == "stochastic"
+            kernel = UpdateKernel(self.rule, self.specs, first, decays, stochastic, self.placement.part)
+            tensors = (sharding.local(self.param), grad, compressed)
+            self._kernels[key] = compiled(kernel, signature(*tensors)) if self._compiles() else kernel
+        return self._kernels[key]
+
+
+def group_signature(group: dict[str, Any]) -> tuple:
+    """The hyperparameters of a group that its rules depend on, hashable."""
+    items = ((k, v) for k, v in group.items() if k not in SKIPPED_KEYS)
+    return tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in items)

@@ -1,0 +1,142 @@
+"""Parameters sharded by rows (FSDP2): which work on their shard, which are computed whole by an owner.
+
+A rule that couples nothing beyond `row_block` rows runs on each process's shard, with its state sharded alike. Any
+other rule is computed by one owner: the shards of the gradient are gathered there, the direction is scattered back,
+the state lives with the owner alone. Either way the result is that of the whole tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from . import precision
+from .rule import UpdateRule
+
+if TYPE_CHECKING:
+    from .parameter import Specs
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a parameter's state lives.
+
+    mode: "whole" on every process that has the parameter, "rows" a shard each, "owner" with process `owner`.
+    part, parts: this process among those that share the parameter. group: their process group.
+    """
+
+    mode: Literal["whole", "rows", "owner"] = "whole"
+    part: int = 0
+    parts: int = 1
+    owner: int = 0
+    group: Any = None
+    mesh: Any = None
+
+    @property
+    def holds_state(self) -> bool:
+        return self.mode != "owner" or self.part == self.owner
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether the tensor is a DTensor."""
+    return hasattr(tensor, "to_local")
+
+
+def place(param: Tensor, rule: UpdateRule, specs: Specs, index: int, name: str) -> Placement:
+    """The placement of a parameter under its rule. Raises ValueError for a layout other than rows over one mesh."""
+    if not is_sharded(param):
+        return Placement()
+    mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
+    if mesh.ndim != 1 or not placements[0].is_shard(0):
+        raise ValueError(
+            f"{name}: sharded as {placements}; the engine takes FSDP2's sharding of dim 0 over one mesh dimension"
+        )
+    parts, part = mesh.size(), mesh.get_local_rank()
+    if _splits(param.shape, rule, specs, parts):
+        return Placement("rows", part, parts, 0, mesh.get_group(), mesh)
+    return Placement("owner", part, parts, index % parts, mesh.get_group(), mesh)
+
+
+def _splits(shape: torch.Size, rule: UpdateRule, specs: Specs, parts: int) -> bool:
+    """Whether shards of equal rows, whole blocks of the rule and whole blocks of 8-bit state exist."""
+    block = rule.row_block(shape)
+    if block is None or shape[0] % parts or (shape[0] // parts) % block:
+        return False
+    for _, spec, storage in specs:
+        size = torch.Size(spec.shape).numel()
+        if spec.shape and spec.shape[0] % parts:
+            return False
+        if storage == "int8" and (size // parts) % precision.BLOCK:
+            return False
+    return True
+
+
+def allocate(shape: tuple[int, ...], dtype: torch.dtype, param: Tensor, placement: Placement) -> Tensor:
+    """Zeros for a state tensor of this whole shape, placed like its parameter; 0-D tensors are on every process."""
+    device = param.device
+    if placement.mode != "rows" or not shape:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    from torch.distributed.tensor import DTensor, Shard
+
+    mine = torch.zeros((shape[0] // placement.parts, *shape[1:]), dtype=dtype, device=device)
+    return DTensor.from_local(mine, placement.mesh, [Shard(0)], run_check=False)
+
+
+def gather(shard: Tensor, shape: torch.Size, placement: Placement) -> Tensor | None:
+    """The whole tensor on the owner, None elsewhere. A collective."""
+    rows = -(-shape[0] // placement.parts)
+    padded = _padded(shard, rows, shape)
+    parts = [torch.empty_like(padded) for _ in range(placement.parts)] if placement.holds_state else None
+    dist.gather(padded, parts, group=placement.group, group_dst=placement.owner)
+    return torch.cat(parts)[: shape[0]] if parts is not None else None
+
+
+def scatter(whole: Tensor | None, like: Tensor, shape: torch.Size, placement: Placement) -> Tensor:
+    """This process's rows of the owner's tensor, float32, in the shape of `like`. A collective."""
+    rows = -(-shape[0] // placement.parts)
+    mine = torch.empty((rows, *shape[1:]), dtype=torch.float32, device=like.device)
+    parts = None
+    if whole is not None:
+        parts = [_padded(whole[i * rows : (i + 1) * rows], rows, shape) for i in range(placement.parts)]
+    dist.scatter(mine, parts, group=placement.group, group_src=placement.owner)
+    return mine[: like.shape[0]]
+
+
+def _padded(part: Tensor, rows: int, shape: torch.Size) -> Tensor:
+    """The rows, followed by zeros up to the size of the largest part."""
+    if part.shape[0] == rows:
+        return part.contiguous()
+    padded = part.new_zeros((rows, *shape[1:]))
+    padded[: part.shape[0]] = part
+    return padded
+
+
+def all_rows(shard: Tensor, placement: Placement) -> Tensor:
+    """The whole tensor on every process, from shards of equal rows. A collective."""
+    parts = [torch.empty_like(shard) for _ in range(placement.parts)]
+    dist.all_gather(parts, shard.contiguous(), group=placement.group)
+    return torch.cat(parts)
+
+
+def agree(verdict: bool, placement: Placement) -> bool:
+    """The owner's verdict, on every process. A collective for owner-computed parameters."""
+    if placement.mode != "owner":
+        return verdict
+    flag = torch.tensor([int(verdict)], device=placement.mesh.device_type)
+    dist.broadcast(flag, group=placement.group, group_src=placement.owner)
+    return bool(flag.item())
+
+
+def sum_over_rows(value: Tensor, of: Tensor) -> Tensor:
+    """A local sum over the shards of `of`, added up over the processes that share it."""
+    if is_sharded(of):
+        dist.all_reduce(value, group=of.device_mesh.get_group())  # type: ignore[attr-defined]
+    return value
