@@ -14,6 +14,7 @@ from loguru import logger
 from peft_pretraining.checkpoint import save_checkpoint
 from peft_pretraining.cli import parse_config
 from peft_pretraining.config import RunConfig
+from peft_pretraining.data import DataError
 from peft_pretraining.errors import UsageError
 from peft_pretraining.evaluation import evaluate
 from peft_pretraining.logbook import Logbook, configure_logging
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rank == 0 or not (config is None or isinstance(error, AgreedError)):
             logger.error("{}", error)
         return 2
-    except (TrainingStopped, PeerLost) as error:
+    except (TrainingStopped, PeerLost, DataError) as error:
         logger.error("{}", error)
         return 1
 

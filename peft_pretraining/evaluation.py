@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from peft_pretraining.parallel import World, is_sharded
+from peft_pretraining.parallel import World
 
 if TYPE_CHECKING:
     from peft_pretraining.data import Batch
@@ -52,29 +52,20 @@ def evaluate_batches(
     published: bool = False,
     abandon: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
-    """Evaluates this process's share of the batches in eval mode. A collective.
+    """Evaluates this process's batches, as many on every process, in eval mode. A collective.
 
     published: the figure of the published harness instead: the sum of the batch means divided by one batch
     too many on every process, averaged over processes. It is too low, the more so with few batches. Returns
     None if `abandon` was true on any process between two batches.
     """
-    training, sharded = model.training, is_sharded(model)
+    training = model.training
     model.eval()
     sums = torch.zeros(5, dtype=torch.float64, device=world.device)
-    share = iter(batches)
     try:
-        while True:
-            batch = next(share, None)
-            left, abandoned = _count(batch is not None, abandon(), world)
-            if abandoned:
+        for batch in batches:
+            if _anyone(abandon(), world):
                 return None
-            if not left:
-                break
-            if batch is not None:
-                sums += _sums(model, batch, world)
-            elif sharded:
-                # The forward pass is a collective: who has run out computes along until all have.
-                model(torch.zeros(1, 2, dtype=torch.int64), torch.tensor([2]))
+            sums += _sums(model, batch, world)
     finally:
         model.train(training)
     published_loss = sums[3] / (sums[4] + 1) / world.world_size
@@ -83,18 +74,16 @@ def evaluate_batches(
     return Evaluation(biased if published else exact, int(tokens), loss / math.log(2) / max(size, 1))
 
 
-def _count(has_batch: bool, abandons: bool, world: World) -> tuple[float, float]:
-    """How many processes have a batch left, and how many want to stop."""
+def _anyone(wants: bool, world: World) -> bool:
     if world.world_size == 1:
-        return has_batch, abandons
-    counts = torch.tensor([has_batch, abandons], dtype=torch.float32, device=world.device)
-    left, abandoned = world.all_reduce(counts).tolist()
-    return left, abandoned
+        return wants
+    return world.all_reduce(torch.tensor(float(wants), device=world.device)).item() > 0
 
 
 def _sums(model: nn.Module, batch: "Batch", world: World) -> Tensor:
-    """Summed loss, scored tokens, bytes, mean loss of the batch, and 1: float64 on the device."""
+    """Summed loss, scored tokens, bytes, mean loss, and 1 if any token is scored: float64, on the device."""
     loss = model(batch.input_ids, batch.lengths).double()
     tokens = int((batch.lengths - 1).clamp_min(0).sum())
-    rest = torch.tensor([tokens, int(batch.bytes.sum())], dtype=torch.float64, device=world.device)
-    return torch.cat([loss[None], rest, (loss / max(tokens, 1))[None], torch.ones_like(rest[:1])])
+    counts = [tokens, int(batch.bytes.sum()), 1 / max(tokens, 1), tokens > 0]
+    rest = torch.tensor(counts, dtype=torch.float64, device=world.device)
+    return torch.stack([loss, rest[0], rest[1], loss * rest[2], rest[3]])

@@ -23,9 +23,7 @@ def draw_loss_curve(records: Sequence[dict[str, Any]], path: Path) -> None:
     if training:
         updates, losses = zip(*training, strict=True)
         axes.plot(updates, losses, color="tab:blue", alpha=0.35, linewidth=0.8, label="training")
-        axes.plot(
-            updates, _running_mean(losses), color="tab:blue", linewidth=1.6, label="training, running mean"
-        )
+        axes.plot(updates, _running_mean(losses), color="tab:blue", linewidth=1.6, label="training, running mean")
     if evaluations:
         updates, losses = zip(*evaluations, strict=True)
         axes.plot(updates, losses, color="tab:red", marker="o", markersize=4, label="evaluation")

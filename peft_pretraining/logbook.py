@@ -1,8 +1,8 @@
 """What a run reports as it goes on: a bar and log lines for people, metrics.jsonl for programs, and wandb."""
 
-import dataclasses
 import json
 import sys
+from collections import Counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -72,9 +72,7 @@ class Logbook:
         if run.config.logging.log_details and hasattr(run.optimizer, "routing_table"):
             logger.info("which parameter is updated how:\n{}", run.optimizer.routing_table())
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._bar.close()
         self._metrics.close()
         self._tracker.finish(exit_status=0 if error is None else 1)
@@ -126,7 +124,7 @@ class Logbook:
         if self._run.world.is_main:
             self._write(record)
             logger.info(
-                "update {}: evaluation loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte, on {:,} tokens{}",
+                "update {}: evaluation loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte, {:,} tokens{}",
                 record["update_step"],
                 result.loss,
                 result.perplexity,
@@ -136,8 +134,9 @@ class Logbook:
             )
 
     def summarize(self, checkpoint: "Path") -> None:
-        """Leaves summary.json and loss.png in the run folder and says what came out."""
+        """Leaves summary.json and loss.png in the run folder and says what came out. A collective."""
         run, folder = self._run, self._run.folder.path
+        passed_over = sum((Counter(counts) for counts in run.world.gather_objects(run.data.counters)), Counter())
         if not run.world.is_main:
             return
         draw_loss_curve(read_metrics(folder / METRICS), folder / LOSS_CURVE)
@@ -150,9 +149,7 @@ class Logbook:
             "peak_memory_mb": round(peak_memory_mb(run.world.device), 1),
             "checkpoint": str(checkpoint),
             "loss_curve": str(folder / LOSS_CURVE),
-            "data": dataclasses.asdict(run.data.counters)
-            if dataclasses.is_dataclass(run.data.counters)
-            else {},
+            "data_faults": dict(passed_over),
         }
         (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         self._bar.close()

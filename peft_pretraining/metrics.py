@@ -1,4 +1,4 @@
-"""metrics.jsonl: a line an update and a line an evaluation, none lost or doubled however often a run resumes."""
+"""metrics.jsonl: a line an update and one an evaluation, none lost or doubled however often a run resumes."""
 
 import json
 import math

@@ -17,7 +17,6 @@ from peft_pretraining.errors import UsageError
 from peft_pretraining.watchdog import Watchdog
 
 Value = TypeVar("Value")
-_BUCKET_ELEMENTS = 25_000_000
 
 
 @dataclass(frozen=True)
@@ -123,9 +122,7 @@ def session(config: ParallelConfig) -> Iterator[World]:
     """The processes of the run, joined as torchrun's environment says; without it, this process alone."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if config.single_gpu and processes > 1:
-        raise UsageError(
-            f"--single_gpu among {processes} processes: start it with plain python, or leave it out"
-        )
+        raise UsageError(f"--single_gpu among {processes} processes: start it with plain python, or leave it out")
     if config.single_gpu or "RANK" not in os.environ:
         yield World(_choose_device(config, config.gpu or 0))
         return
@@ -152,9 +149,7 @@ def session(config: ParallelConfig) -> Iterator[World]:
 
 
 def _choose_device(config: ParallelConfig, index: int) -> torch.device:
-    if config.device == "cpu" or (
-        config.device is None and config.gpu is None and not torch.cuda.is_available()
-    ):
+    if config.device == "cpu" or (config.device is None and config.gpu is None and not torch.cuda.is_available()):
         return torch.device("cpu")
     if index >= torch.cuda.device_count():
         raise UsageError(
@@ -193,6 +188,7 @@ def _shard(model: nn.Module, world: World) -> None:
         if isinstance(module, FSDPModule):
             # The loss is already divided by the tokens of all processes, so gradients add up undivided.
             module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo cannot multiply within a reduction
     logger.info("the model is sharded over {} processes", world.world_size)
 
 
@@ -203,37 +199,3 @@ def set_last_micro_batch(model: nn.Module, last: bool) -> None:
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
         model.set_is_last_backward(last)
-
-
-def sum_gradients(optimizer: torch.optim.Optimizer, world: World) -> None:
-    """Adds up the gradients of replicated parameters over all processes, once an update, in buckets.
-
-    Gradients of sharded parameters (DTensors) were reduced in the backward pass.
-    """
-    if world.world_size == 1:
-        return
-    world.arrive()
-    buckets: dict[torch.dtype, list[Tensor]] = {}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None and not hasattr(parameter.grad, "to_local"):
-                bucket = buckets.setdefault(parameter.grad.dtype, [])
-                bucket.append(parameter.grad)
-                if sum(gradient.numel() for gradient in bucket) >= _BUCKET_ELEMENTS:
-                    _sum_bucket(buckets.pop(parameter.grad.dtype))
-    for bucket in buckets.values():
-        _sum_bucket(bucket)
-
-
-def _sum_bucket(gradients: list[Tensor]) -> None:
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(summed.view_as(gradient))
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether the parameters are shards (DTensors) of the whole."""
-    from torch.distributed.tensor import DTensor
-
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())

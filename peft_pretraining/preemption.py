@@ -42,9 +42,7 @@ class StopSignals:
             self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
@@ -53,9 +51,7 @@ class StopSignals:
             self._handle_in_worker(number)
         elif self._first is None:
             self._first, self._when = number, time.monotonic()
-            logger.warning(
-                "{}: this update is finished and saved, then the run stops", signal.Signals(number).name
-            )
+            logger.warning("{}: this update is finished and saved, then the run stops", signal.Signals(number).name)
         elif number == signal.SIGINT and time.monotonic() - self._when > _SAME_KEYSTROKE_SECONDS:
             logger.warning("second Ctrl-C: the run stops at once; nothing since the last checkpoint is kept")
             os._exit(EXIT_INTERRUPTED)

@@ -33,9 +33,7 @@ class Progress:
         for one in dataclasses.fields(cls):
             kind = type(getattr(cls(), one.name))
             if type(saved.get(one.name)) is not kind:
-                raise UsageError(
-                    f"--continue_from: the checkpoint's {one.name} is not of type {kind.__name__}"
-                )
+                raise UsageError(f"--continue_from: the checkpoint's {one.name} is not of type {kind.__name__}")
         if any(type(loss) is not float for loss in saved["recent_losses"]):
             raise UsageError("--continue_from: the checkpoint's recent_losses are not numbers")
         return cls(**{one.name: saved[one.name] for one in dataclasses.fields(cls)})

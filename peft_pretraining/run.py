@@ -12,6 +12,7 @@ from loguru import logger
 from torch import Tensor
 
 from optimizers import build_optimizer
+from optimizers.engine.distributed import replicate
 from peft_pretraining.checkpoint import RunFolder, choose_folder, find_checkpoint, load_checkpoint, locked
 from peft_pretraining.checkpoint.optimizer_state import Groups, group_values, parameter_names
 from peft_pretraining.config import RunConfig
@@ -66,10 +67,18 @@ class Run:
         return update > 0 and (update % every == 0 or update == self.updates)
 
     @property
+    def replicated(self) -> bool:
+        """Whether several processes hold copies of the model."""
+        return self.world.world_size > 1 and self.config.parallel.parallel == "ddp"
+
+    @property
+    def updates_in_backward(self) -> bool:
+        """Whether the optimizer updates each parameter inside the backward pass and frees its gradient."""
+        return getattr(self.optimizer, "per_layer", False)
+
+    @property
     def evaluation_due(self) -> bool:
-        return (
-            self.due(self.config.training.eval_every) and self.progress.evaluated_at != self.progress.update
-        )
+        return self.due(self.config.training.eval_every) and self.progress.evaluated_at != self.progress.update
 
     @property
     def checkpoint_due(self) -> bool:
@@ -116,24 +125,21 @@ def _build(config: RunConfig, world: World, stop: StopSignals, folder: RunFolder
     training = config.training
     with world.together():
         model = build_model(config.model, world.device, training.seed)
-        data = build_data(
-            config.data,
-            vocab_size=model.config.vocab_size,
-            batch_size=training.batch_size,
-            global_batch=training.total_batch_size,
-            rank=world.rank,
-            world_size=world.world_size,
-        )
+    assert training.total_batch_size is not None
+    data = build_data(
+        config.data,
+        vocab_size=model.config.vocab_size,
+        batch_size=training.batch_size,
+        global_batch=training.total_batch_size,
+        rank=world.rank,
+        world_size=world.world_size,
+        seed=training.seed,
+    )
     parallelize(model, config.parallel, world)
     with world.together():
-        try:
-            optimizer = build_optimizer(
-                config.optimizer.optimizer, model, config.optimizer.lr, **config.optimizer.arguments()
-            )
-        except (ValueError, ImportError) as error:
-            raise UsageError(f"--optimizer {config.optimizer.optimizer}: {error}") from error
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group["lr"])
+        optimizer = _build_optimizer(config, model)
+    if world.world_size > 1 and config.parallel.parallel == "ddp":
+        replicate(optimizer)
     return Run(
         config=config,
         world=world,
@@ -149,6 +155,21 @@ def _build(config: RunConfig, world: World, stop: StopSignals, folder: RunFolder
     )
 
 
+def _build_optimizer(config: RunConfig, model: PretrainingLlama) -> torch.optim.Optimizer:
+    chosen = config.optimizer
+    try:
+        optimizer = build_optimizer(chosen.optimizer, model, chosen.lr, **chosen.arguments())
+        if getattr(optimizer, "per_layer", False):
+            optimizer.begin_update(config.training.gradient_accumulation or 1)  # refuses what it cannot accumulate
+            if config.training.grad_clipping > 0:
+                logger.info("--grad_clipping {} limits the norm of each parameter", config.training.grad_clipping)
+    except (ValueError, ImportError) as error:
+        raise UsageError(f"--optimizer {chosen.optimizer}: {error}") from error
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+    return optimizer
+
+
 def _settle_in(run: Run) -> None:
     """Leaves in the folder what this run is, and nothing of a run that went further and is not continued."""
     run.folder.set_aside_after(run.progress.update)
@@ -158,6 +179,4 @@ def _settle_in(run: Run) -> None:
         partial.write_text(json.dumps(run.config.to_dict(), indent=2) + "\n", encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
-        raise UsageError(
-            f"--save_dir {run.folder.path}: the run folder cannot be written ({error})"
-        ) from error
+        raise UsageError(f"--save_dir {run.folder.path}: the run folder cannot be written ({error})") from error

@@ -129,9 +129,7 @@ def _restarts(config: ScheduleConfig, updates: int, warmup: int, floor: float) -
     if rewarm >= cycle:
         raise UsageError(f"--restart_warmup_steps {rewarm} is not below --cycle_length {cycle}: lower it")
     if warmup > cycle:
-        raise UsageError(
-            f"--warmup_steps {warmup} outlasts the first cycle: lower it or raise --cycle_length {cycle}"
-        )
+        raise UsageError(f"--warmup_steps {warmup} outlasts the first cycle: lower it or raise --cycle_length {cycle}")
 
     def factor(step: int) -> float:
         since_restart = step % cycle

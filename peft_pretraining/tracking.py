@@ -46,9 +46,7 @@ def start_tracker(config: "RunConfig", folder: Path) -> Tracker:
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or ("online" if _has_credentials() else "disabled")
         if mode == "disabled":
-            logger.info(
-                "wandb is off: no credentials (wandb login); metrics.jsonl in the run folder has everything"
-            )
+            logger.info("wandb is off: no credentials (wandb login); metrics.jsonl in the run folder has everything")
         elif find_spec("wandb") is None:
             logger.info("wandb is off: it is not installed (pip install wandb)")
             mode = "disabled"
@@ -71,9 +69,7 @@ def start_tracker(config: "RunConfig", folder: Path) -> Tracker:
             resume="allow",
         )
     except wandb.Error as error:
-        raise UsageError(
-            f"--wandb_mode {mode}: wandb does not start ({error}); try offline or disabled"
-        ) from error
+        raise UsageError(f"--wandb_mode {mode}: wandb does not start ({error}); try offline or disabled") from error
     run.define_metric("update_step")
     run.define_metric("*", step_metric="update_step")
     return Tracker(run)

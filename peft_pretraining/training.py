@@ -11,9 +11,10 @@ from loguru import logger
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from optimizers.engine.distributed import synchronize
 from peft_pretraining.config import TokenCount, flag
 from peft_pretraining.errors import UsageError
-from peft_pretraining.parallel import World, set_last_micro_batch, sum_gradients
+from peft_pretraining.parallel import World, set_last_micro_batch
 from peft_pretraining.phases import PhaseClock
 
 if TYPE_CHECKING:
@@ -40,9 +41,7 @@ class TrainingConfig:
     _argument_group_name: ClassVar[str] = "training"
 
     batch_size: int = flag(16, help="sequences a process works on at once (one micro-batch)")
-    gradient_accumulation: int | None = flag(
-        None, help="micro-batches a process sums into an update (default: 1)"
-    )
+    gradient_accumulation: int | None = flag(None, help="micro-batches a process sums into an update (default: 1)")
     total_batch_size: int | None = flag(
         None,
         help="sequences of an update over all processes (default: batch_size x accumulation x processes)",
@@ -61,12 +60,8 @@ class TrainingConfig:
         help="exact: sum of losses over tokens; published: the biased mean of the published harness",
     )
     seed: int = flag(0, help="seed of the weights, and of the data order without --data_seed")
-    deterministic: bool = flag(
-        False, help="deterministic kernels only: the same command gives the same losses"
-    )
-    max_bad_steps: int = flag(
-        10, help="skipped updates in a row, for a non-finite loss or gradient, that a run bears"
-    )
+    deterministic: bool = flag(False, help="deterministic kernels only: the same command gives the same losses")
+    max_bad_steps: int = flag(10, help="skipped updates in a row, for a non-finite loss or gradient, that a run bears")
     spike_window: int = flag(100, help="updates whose losses a loss spike is judged by; 0 does not look")
     spike_zscore: float = flag(6.0, help="standard deviations above the window's mean that make a loss spike")
 
@@ -106,7 +101,8 @@ class TrainingStopped(Exception):
 
 
 def train_step(run: "Run") -> StepResult:
-    """One update from the next data. A collective; waits for the device once, after the backward passes.
+    """One update from the next data. A collective; waits for the device after the backward passes and after
+    the sum.
 
     Raises TrainingStopped after more than --max_bad_steps skipped updates in a row.
     """
@@ -117,49 +113,28 @@ def train_step(run: "Run") -> StepResult:
     with clock("data"):
         batches = next(run.data).micro_batches
     counts = run.world.all_reduce(_count_tokens(batches, run.world.device))
+    if run.updates_in_backward:
+        run.optimizer.begin_update(len(batches), run.config.training.grad_clipping)  # type: ignore[attr-defined]
     loss_sum = _accumulate_gradients(run, batches, counts[0], clock)
     with clock("optimizer"):
-        sum_gradients(run.optimizer, run.world)
-        norm = clip_gradients(run.optimizer, run.config.training.grad_clipping, run.world)
-        verdict = run.world.all_reduce(torch.stack([loss_sum, loss_sum.new_tensor(run.stop.requested)]))
-        scored, tokens, total, stops, norm = torch.cat([counts, verdict, norm[None].double()]).tolist()
-        good = math.isfinite(total) and math.isfinite(norm)
-        if good:
-            run.optimizer.step()
-        run.optimizer.zero_grad(set_to_none=True)
-    run.stopping = stops > 0
+        loss, norm = _update_weights(run, loss_sum)
+    scored, tokens = counts.tolist()
     seconds = time.perf_counter() - started
-    _note(run.progress, good, int(tokens), seconds)
+    skipped = not (math.isfinite(loss) and (norm is None or math.isfinite(norm)))
+    _note(run.progress, skipped, int(tokens), seconds)
     result = StepResult(
         update=run.progress.update,
-        loss=total / max(scored, 1),
+        loss=loss / max(scored, 1),
         lr=run.config.optimizer.lr * factor,
         grad_norm=norm,
         tokens=int(tokens),
         tokens_seen=run.progress.tokens_seen,
-        skipped=not good,
+        skipped=skipped,
         seconds=seconds,
         phases=clock.read(),
     )
     _judge(run, result)
     return result
-
-
-def clip_gradients(optimizer: torch.optim.Optimizer, largest: float, world: World) -> Tensor:
-    """Scales the gradients to a global norm of at most `largest`; 0 leaves them. Returns the norm before.
-
-    The norm is 0-D fp32 and the same on all processes; it is not waited for. Sums are fp32 also for bf16
-    gradients, whose own norms would be rounded to one part in 256.
-    """
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
-    norms = torch._foreach_norm(local, 2, dtype=torch.float32)
-    norm = torch.linalg.vector_norm(torch.stack(norms))
-    if any(isinstance(gradient, DTensor) for gradient in gradients):
-        norm = world.all_reduce(norm.square()).sqrt()
-    if largest > 0:
-        torch._foreach_mul_(local, (largest / (norm + 1e-6)).clamp(max=1.0))
-    return norm
 
 
 def _accumulate_gradients(run: "Run", batches: "list[Batch]", tokens: Tensor, clock: PhaseClock) -> Tensor:
@@ -174,10 +149,75 @@ def _accumulate_gradients(run: "Run", batches: "list[Batch]", tokens: Tensor, cl
         set_last_micro_batch(run.model, last=index == len(batches) - 1)
         with clock("forward"):
             loss = run.model(batch.input_ids, batch.lengths)
+        total += loss.detach()
+        if run.updates_in_backward and not run.world.all_reduce(loss.detach().double()).isfinite():
+            # The backward pass would change the weights: nothing can be skipped after it.
+            continue
         with clock("backward"):
             (loss / divisor).backward()
-        total += loss.detach()
     return total
+
+
+def _update_weights(run: "Run", loss_sum: Tensor) -> tuple[float, float | None]:
+    """Sums, clips and applies the gradients if all processes have finite ones; also notes a wish to stop.
+
+    Returns the loss summed over processes, and the norm of the summed gradient before clipping: None where
+    updates were made in the backward pass and gradients are gone.
+    """
+    world, optimizer, clipping = run.world, run.optimizer, run.config.training.grad_clipping
+    norm = None if run.updates_in_backward else gradient_norm(optimizer, world)
+    finite = torch.ones_like(loss_sum) if norm is None else norm.isfinite().to(loss_sum)
+    facts = torch.stack([loss_sum, 1 - finite, torch.full_like(finite, run.stop.requested)])
+    loss, bad, stops = world.all_reduce(facts).tolist()
+    run.stopping = stops > 0
+    if norm is None:
+        optimizer.step()
+        return loss, None
+    good = math.isfinite(loss) and not bad
+    if good and run.replicated:
+        world.arrive()
+        # A gradient that travels projected is never whole, so clipping by its norm rules that out.
+        synchronize(optimizer, projected=clipping == 0)
+        norm = gradient_norm(optimizer, world)
+        good = bool(norm.isfinite())
+    if good:
+        if clipping > 0:
+            clip_gradients(optimizer, norm, clipping)
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss, float(norm) if good else math.nan
+
+
+def gradient_norm(optimizer: torch.optim.Optimizer, world: World) -> Tensor:
+    """The global norm of the gradients at hand, 0-D fp32, not waited for; sharded ones are added up over
+    processes.
+
+    Sums are fp32 also for bf16 gradients, whose own norms would be rounded to one part in 256.
+    """
+    gradients = _gradients(optimizer)
+    norms = torch._foreach_norm([_local(gradient) for gradient in gradients], 2, dtype=torch.float32)
+    if not norms:
+        return torch.zeros((), device=world.device)
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    if isinstance(gradients[0], DTensor):
+        norm = world.all_reduce(norm.square()).sqrt()
+    return norm
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, norm: Tensor, largest: float) -> None:
+    """Scales the gradients, whose global norm is `norm`, to a norm of at most `largest`."""
+    local = [_local(gradient) for gradient in _gradients(optimizer)]
+    torch._foreach_mul_(local, (largest / (norm + 1e-6)).clamp(max=1.0))
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The gradients, or what `synchronize` has made of those that travelled projected."""
+    projected = list(getattr(optimizer, "pending", {}).values())
+    return projected + [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _count_tokens(batches: "list[Batch]", device: torch.device) -> Tensor:
@@ -187,12 +227,12 @@ def _count_tokens(batches: "list[Batch]", device: torch.device) -> Tensor:
     return counts.double().to(device)
 
 
-def _note(progress: "Progress", good: bool, tokens: int, seconds: float) -> None:
+def _note(progress: "Progress", skipped: bool, tokens: int, seconds: float) -> None:
     progress.update += 1
     progress.tokens_seen += tokens
     progress.seconds += seconds
-    progress.skipped += not good
-    progress.bad_in_a_row = 0 if good else progress.bad_in_a_row + 1
+    progress.skipped += skipped
+    progress.bad_in_a_row = progress.bad_in_a_row + 1 if skipped else 0
 
 
 def _judge(run: "Run", result: StepResult) -> None:
@@ -200,7 +240,7 @@ def _judge(run: "Run", result: StepResult) -> None:
     config, progress = run.config.training, run.progress
     if result.skipped:
         logger.warning(
-            "update {} is skipped: loss {:g}, gradient norm {:g}; {} skipped so far",
+            "update {} is skipped: loss {:g}, gradient norm {}; {} skipped so far",
             result.update,
             result.loss,
             result.grad_norm,
@@ -208,8 +248,8 @@ def _judge(run: "Run", result: StepResult) -> None:
         )
         if progress.bad_in_a_row > config.max_bad_steps:
             raise TrainingStopped(
-                f"{progress.bad_in_a_row} updates in a row had no finite loss and gradient (--max_bad_steps "
-                f"{config.max_bad_steps}). {run.folder.last_good()}; go on with another --lr or --skip_batches"
+                f"{progress.bad_in_a_row} updates in a row had no finite loss or gradient (--max_bad_steps "
+                f"{config.max_bad_steps}). {run.folder.last_good()}; go on with a lower --lr or --skip_batches"
             )
         return
     window = progress.recent_losses

@@ -47,9 +47,7 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         lost = self._who_is_lost() if isinstance(error, RuntimeError) else None
         self._ended.set()
         self._thread.join(timeout=2 * _SIGN_OF_LIFE_SECONDS)
@@ -114,11 +112,7 @@ class Watchdog:
         before = self._read()
         time.sleep(2.5 * _SIGN_OF_LIFE_SECONDS)
         after = self._read()
-        return [
-            rank
-            for rank in range(self._world_size)
-            if rank != self._rank and before[rank][0] == after[rank][0]
-        ]
+        return [rank for rank in range(self._world_size) if rank != self._rank and before[rank][0] == after[rank][0]]
 
     def _who_is_lost(self) -> str | None:
         """After a failure here: the ranks that have ended, if any, which is then its cause."""

@@ -44,9 +44,7 @@ class RunFolder:
         """Update and folder of every finished checkpoint, newest first."""
         if not self.path.is_dir():
             return []
-        found = [
-            (match, entry) for entry in self.path.iterdir() if (match := _CHECKPOINT.fullmatch(entry.name))
-        ]
+        found = [(match, entry) for entry in self.path.iterdir() if (match := _CHECKPOINT.fullmatch(entry.name))]
         return sorted(((int(match[1]), entry) for match, entry in found if entry.is_dir()), reverse=True)
 
     def last_good(self) -> str:
@@ -127,9 +125,7 @@ def locked(path: Path, fresh: bool) -> Iterator[RunFolder]:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise UsageError(
-                    f"--save_dir {path}: this file system has no locks ({error.strerror})"
-                ) from error
+                raise UsageError(f"--save_dir {path}: this file system has no locks ({error.strerror})") from error
             lock.seek(0)
             owner = lock.read().strip() or "unknown"
             raise UsageError(
@@ -180,9 +176,7 @@ def _newest_valid(folder: RunFolder) -> Path | None:
         else:
             return path
     if candidates:
-        raise UsageError(
-            f"--continue_from: no valid checkpoint is left in {folder.path}: delete it to start again"
-        )
+        raise UsageError(f"--continue_from: no valid checkpoint is left in {folder.path}: delete it to start again")
     return None
 
 
@@ -190,10 +184,7 @@ def verify(checkpoint: Path) -> None:
     """Compares a checkpoint with its manifest. Raises DamagedCheckpoint naming a file that differs."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        listed = {
-            str(name): (int(entry["bytes"]), str(entry["sha256"]))
-            for name, entry in manifest["files"].items()
-        }
+        listed = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCheckpoint(f"its {MANIFEST} cannot be read ({type(error).__name__})") from error
     present = {str(path.relative_to(checkpoint)): path for path in _files(checkpoint)}

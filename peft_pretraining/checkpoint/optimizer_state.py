@@ -5,7 +5,7 @@ Tensors go through torch.distributed.checkpoint as safetensors under "parameter 
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +46,13 @@ def group_values(optimizer: torch.optim.Optimizer) -> Groups:
     return groups
 
 
-def describe(
-    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], constructed: Groups
-) -> dict[str, Any]:
+def describe(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], constructed: Groups) -> dict[str, Any]:
     """What JSON holds of the optimizer. constructed: `group_values` before the first update."""
     tensors = state_tensors(optimizer, names)
     devices = {tensor.device for tensor in names}
     return {
         "class": type(optimizer).__name__,
-        "parameters": [
-            [names[parameter] for parameter in group["params"]] for group in optimizer.param_groups
-        ],
+        "parameters": [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups],
         "groups": group_values(optimizer),
         "constructed_groups": constructed,
         "values": {
@@ -69,9 +65,16 @@ def describe(
 
 
 def plan_restore(
-    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], saved: Mapping[str, Any], folder: Path
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[Tensor, str],
+    saved: Mapping[str, Any],
+    folder: Path,
+    elsewhere: Collection[str],
 ) -> dict[str, Tensor]:
     """The tensors to read the state in `folder` into, by flat name; `saved` is what `describe` gave.
+
+    elsewhere: flat names of the tensors of all processes; some methods keep a parameter's state on one of
+    them.
 
     Tensors that exist are filled in place, so that an engine's own references stay good; those that a library
     creates at its first step are allocated. Raises UsageError where the state is that of another optimizer.
@@ -90,6 +93,8 @@ def plan_restore(
         if name in existing:
             _check_same_format(name, existing[name], entry)
             targets[name] = existing[name]
+            continue
+        if name in elsewhere:
             continue
         owner = parameters.get(name.rpartition("/")[0])
         if owner is None or optimizer.state.get(owner):
@@ -112,9 +117,7 @@ def finish_restore(
     for name, values in saved["values"].items():
         if values:
             optimizer.state[parameters[name]].update(values)
-    for group, now, initial in zip(
-        optimizer.param_groups, saved["groups"], saved["constructed_groups"], strict=True
-    ):
+    for group, now, initial in zip(optimizer.param_groups, saved["groups"], saved["constructed_groups"], strict=True):
         for key, value in now.items():
             # What updates have changed comes back; what they have not, is as the flags of this run say.
             if key not in initial or initial[key] != value:

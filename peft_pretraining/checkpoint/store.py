@@ -21,6 +21,7 @@ from loguru import logger
 from torch import Tensor, nn
 
 from peft_pretraining.checkpoint import optimizer_state
+from peft_pretraining.data import merge_states
 from peft_pretraining.errors import UsageError
 from peft_pretraining.model_folder import save_model
 from peft_pretraining.parallel import World
@@ -67,11 +68,13 @@ def load_checkpoint(run: "Run", path: Path) -> None:
 
     Raises UsageError for a checkpoint of another model, optimizer or format version.
     """
+    state = optimizer_state.state_tensors(run.optimizer, run.names)
+    elsewhere = set().union(*run.world.gather_objects(set(state)))
     with run.world.together():
         trainer = read_trainer(path)
         weights = _plan_weights(run.model, path)
         saved = trainer["optimizer"]
-        tensors = optimizer_state.plan_restore(run.optimizer, run.names, saved, path / STATE_FOLDER)
+        tensors = optimizer_state.plan_restore(run.optimizer, run.names, saved, path / STATE_FOLDER, elsewhere)
         progress = Progress.from_json(trainer["progress"])
         run.data.load_state_dict(trainer["data"])
     _read(weights, path, run.world)
@@ -90,12 +93,10 @@ def read_trainer(path: Path) -> dict[str, Any]:
         trainer = json.loads(file.read_text(encoding="utf-8"))
         version = trainer["format_version"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UsageError(
-            f"--continue_from {path}: {file.name} is unusable ({type(error).__name__})"
-        ) from error
+        raise UsageError(f"--continue_from {path}: {file.name} is unusable ({type(error).__name__})") from error
     if version != FORMAT_VERSION:
         raise UsageError(
-            f"--continue_from {path}: it has format version {version}, this release reads version {FORMAT_VERSION}; "
+            f"--continue_from {path}: its format version is {version}, this release reads {FORMAT_VERSION}; "
             "continue it with the release that wrote it"
         )
     kinds = {"progress": dict, "optimizer": dict, "data": dict, "random": list, "config": dict}
@@ -112,7 +113,7 @@ def _describe(run: "Run") -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "progress": run.progress.to_json(),
         "optimizer": optimizer_state.describe(run.optimizer, run.names, run.constructed_groups),
-        "data": run.data.merge_states([data for data, _ in states]),
+        "data": merge_states([data for data, _ in states]),
         "random": [random for _, random in states],
         "config": run.config.to_dict(),
         "world": {"processes": world.world_size, "parallel": run.config.parallel.parallel},
@@ -177,8 +178,8 @@ def _plan_weights(model: nn.Module, path: Path) -> dict[str, Tensor]:
         entry: Any = stored[name]
         if tuple(entry.size) != tuple(target.shape):
             raise UsageError(
-                f"--model_config: {path} is a checkpoint of another model: its {name} is {tuple(entry.size)}, "
-                f"this run's is {tuple(target.shape)}"
+                f"--model_config: {path} is a checkpoint of another model: {name} is {tuple(entry.size)}, "
+                f"not {tuple(target.shape)}"
             )
         if entry.properties.dtype != target.dtype:
             raise UsageError(f"--dtype: {path} holds {name} in {entry.properties.dtype}, not {target.dtype}")
