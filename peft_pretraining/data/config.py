@@ -8,26 +8,27 @@ from peft_pretraining.config import TokenCount, flag
 from peft_pretraining.errors import UsageError
 
 DEFAULT_HUB_TOKENIZER = "t5-base"
+_LEAST = {"max_length": 2, "shuffle_block": 1, "eval_tokens": 1, "lanes": 1, "workers": 0}
 _RANGE = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where text comes from and the rows of tokens a run sees. Raises UsageError for a value that cannot work."""
+    """Where text comes from and the rows of tokens a run sees. Raises UsageError for impossible values."""
 
     _argument_group_name: ClassVar[str] = "data"
 
     dataset: str = flag(
         "c4",
-        help="c4 (allenai/c4 en, streamed from the hub), builtin (documentation of the installed Python packages, "
-        "needs no network), or a path or glob of json, jsonl, txt (also .gz, .zst) or parquet files",
+        help="c4 (allenai/c4 en, streamed from the hub), builtin (documentation of the installed Python "
+        "packages, needs no network), or a path or glob of json, jsonl, txt (or .gz, .zst) or parquet files",
     )
     dataset_revision: str = flag("main", help="branch, tag or commit of allenai/c4 on the hub")
     text_column: str = flag("text", help="field of json or parquet records that holds a document")
     tokenizer: str | None = flag(
         None,
-        help="Hugging Face name or path, or builtin: a byte-level BPE of the model's vocabulary, trained once on the "
-        f"builtin corpus (default: {DEFAULT_HUB_TOKENIZER}; builtin with --dataset builtin)",
+        help="Hugging Face name or path, or builtin: a byte-level BPE of the model's vocabulary, trained "
+        f"once on the builtin corpus (default: {DEFAULT_HUB_TOKENIZER}; builtin with --dataset builtin)",
     )
     max_length: int = flag(256, help="tokens in a row")
     packing: bool = flag(
@@ -45,19 +46,21 @@ class DataConfig:
     data_seed: int | None = flag(None, help="seed of the data order (default: --seed)")
     lanes: int | None = flag(
         None,
-        help="independent streams the data is split into; must divide the sequences of an update and be a multiple "
-        "of the number of processes, now and on resume (default: about 16)",
+        help="independent streams the data is split into; must divide the sequences of an update and be a "
+        "multiple of the number of processes, now and on resume (default: about 16)",
     )
     shuffle_block: int = flag(1024, help="documents of a stream shuffled at a time; 1 keeps their order in a shard")
     skip_batches: str | None = flag(
-        None, metavar="A-B", help="updates' worth of data to pass over, counted from 1: 120-130, or 120-130,400-400"
+        None,
+        metavar="A-B",
+        help="updates' worth of data to pass over, counted from 1: 120-130, or 120-130,400-400",
     )
     data_timeout: float = flag(
         300.0, help="seconds without new data from a shard after which the run ends and names it"
     )
 
     def __post_init__(self) -> None:
-        for name, least in (("max_length", 2), ("shuffle_block", 1), ("eval_tokens", 1), ("lanes", 1), ("workers", 0)):
+        for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"--{name} {value}: give at least {least}")

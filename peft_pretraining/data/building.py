@@ -1,0 +1,97 @@
+"""Puts the data of a run together: what rank 0 finds out is told to the other ranks."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch.distributed as dist
+
+from peft_pretraining.data.builtin_tokenizer import builtin_tokenizer
+from peft_pretraining.data.config import DEFAULT_HUB_TOKENIZER, DataConfig
+from peft_pretraining.data.shards import Corpus
+from peft_pretraining.data.sources import find_corpus
+from peft_pretraining.data.stream import Share, TrainingData
+from peft_pretraining.data.tokenization import Encoder, check_tokenizer, load_tokenizer
+from peft_pretraining.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Value = TypeVar("Value")
+_MOST_WORKERS = 4
+_CORES_PER_WORKER = 4
+
+
+def build_data(
+    config: DataConfig,
+    *,
+    vocab_size: int,
+    batch_size: int,
+    global_batch: int,
+    rank: int = 0,
+    world_size: int = 1,
+    seed: int = 0,
+) -> TrainingData:
+    """The data of one rank.
+
+    batch_size: sequences of a micro-batch. global_batch: sequences of an update over all ranks and
+    micro-batches. seed: of the order, where --data_seed is not given. Where there is a process group this is a
+    collective: only rank 0 asks the hub. Raises UsageError.
+    """
+    share = Share(batch_size, global_batch, rank, world_size)
+    corpus, tokenizer = _from_first_rank(lambda: _find(config, vocab_size), rank, world_size)
+    if config.dataset == "builtin" and rank:
+        corpus = _own_copy(config, corpus)
+    encoder = Encoder(tokenizer, vocab_size)
+    order = {
+        "dataset": config.dataset if config.dataset in ("c4", "builtin") else "files",
+        "files": corpus.fingerprint,
+        "text_column": config.text_column,
+        "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16],
+        "packing": config.packing,
+        "data_seed": seed if config.data_seed is None else config.data_seed,
+        "shuffle_block": config.shuffle_block,
+    }
+    workers = _usual_workers() if config.workers is None else config.workers
+    return TrainingData(config, corpus, tokenizer, encoder, share, order, workers)
+
+
+def _find(config: DataConfig, vocab_size: int) -> tuple[Corpus, "PreTrainedTokenizerFast"]:
+    name = config.tokenizer or ("builtin" if config.dataset == "builtin" else DEFAULT_HUB_TOKENIZER)
+    corpus = find_corpus(config)
+    if name == "builtin":
+        return corpus, check_tokenizer(builtin_tokenizer(vocab_size), name, vocab_size)
+    return corpus, load_tokenizer(name, vocab_size)
+
+
+def _from_first_rank(make: Callable[[], Value], rank: int, world_size: int) -> Value:
+    """What rank 0 makes, or the UsageError it meets, on every rank."""
+    if world_size == 1 or not dist.is_initialized():
+        return make()
+    outcome: list[Any] = [None, None]
+    if rank == 0:
+        try:
+            outcome[0] = make()
+        except UsageError as error:
+            outcome[1] = str(error)
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise UsageError(outcome[1])
+    return outcome[0]  # type: ignore[no-any-return]
+
+
+def _own_copy(config: DataConfig, expected: Corpus) -> Corpus:
+    """The builtin corpus as this machine keeps it, which may not be the machine of rank 0."""
+    own = find_corpus(config)
+    if own.fingerprint != expected.fingerprint:
+        raise UsageError(
+            "--dataset builtin differs between the machines of this run: install the same versions of the packages"
+        )
+    return own
+
+
+def _usual_workers() -> int:
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(_MOST_WORKERS, cores // processes // _CORES_PER_WORKER))

@@ -1,0 +1,118 @@
+"""The validation set: a fixed number of tokens, tokenised once and kept."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from loguru import logger
+
+from peft_pretraining.data.cache import cache_folder
+from peft_pretraining.data.config import DataConfig
+from peft_pretraining.data.documents import DocumentParser, is_held_out
+from peft_pretraining.data.faults import Skipped
+from peft_pretraining.data.rows import Batch, to_rows
+from peft_pretraining.data.shards import Corpus
+from peft_pretraining.data.tokenization import Encoder
+from peft_pretraining.errors import UsageError
+
+_DOCUMENTS_AT_ONCE = 256
+
+
+class EvaluationSet:
+    """The first validation documents, up to --eval_tokens: the same whatever the batch size and the ranks."""
+
+    def __init__(self, config: DataConfig, corpus: Corpus, encoder: Encoder, order: Mapping[str, Any]) -> None:
+        self._config, self._corpus, self._encoder, self._order = config, corpus, encoder, order
+        self._ids: np.ndarray | None = None
+        self._ends: np.ndarray | None = None
+
+    def batches(self, size: int, rank: int, world_size: int) -> Iterator[Batch]:
+        """Every `world_size`-th row from row `rank` on. Raises UsageError without validation documents."""
+        if self._ends is None or self._ids is None:
+            self._ids, self._ends = self._load()
+        ids, ends = self._ids, self._ends
+        starts = np.concatenate([[0], ends[:-1]])
+        rows = -(-len(ends) // world_size)
+        own = [rank + index * world_size for index in range(rows)]
+        for first in range(0, rows, size):
+            sequences = [
+                ids[starts[row] : ends[row]].tolist() if row < len(ends) else [] for row in own[first : first + size]
+            ]
+            yield from to_rows(sequences, self._config.max_length, self._encoder).batches(size)
+
+    def _load(self) -> tuple[np.ndarray, np.ndarray]:
+        """(ids of all rows one after another, where each row ends), from the cache or made for it."""
+        from safetensors.numpy import load_file, save_file
+
+        file = self._file()
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{file}.lock"):
+                if not file.is_file():
+                    ids, ends = self._tokenize()
+                    save_file({"ids": ids, "ends": ends}, file.with_suffix(".partial"))
+                    file.with_suffix(".partial").replace(file)
+            loaded = load_file(file)
+        except OSError as error:
+            raise UsageError(
+                f"the validation set cannot be kept in {file}: {error}; set THRIFT_CACHE to a writable folder"
+            ) from error
+        return loaded["ids"], loaded["ends"]
+
+    def _file(self) -> Path:
+        described = {**self._order, **{name: getattr(self._config, name) for name in ("max_length", "eval_tokens")}}
+        for order_only in ("data_seed", "shuffle_block"):
+            del described[order_only]
+        key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+        return cache_folder() / "validation" / f"{key}.safetensors"
+
+    def _tokenize(self) -> tuple[np.ndarray, np.ndarray]:
+        logger.info("tokenising the validation set (once): up to {} tokens", self._config.eval_tokens)
+        ids: list[np.ndarray] = []
+        total = 0
+        for sequence in self._sequences():
+            sequence = sequence[: self._config.eval_tokens - total]
+            ids.append(np.asarray(sequence, dtype=np.int32))
+            total += len(sequence)
+            if total >= self._config.eval_tokens:
+                break
+        if not ids:
+            raise UsageError(
+                f"--dataset {self._config.dataset}: no document to validate on; add files named validation, "
+                "or more documents (one in 25 is held out)"
+            )
+        return np.concatenate(ids), np.cumsum([len(each) for each in ids]).astype(np.int64)
+
+    def _sequences(self) -> Iterator[list[int]]:
+        """Rows as in training, in the order of the files."""
+        length, left = self._config.max_length, list[int]()
+        for texts in self._texts():
+            if not self._config.packing:
+                yield from (head for head in self._encoder.heads(texts, length) if head)
+                continue
+            for ids in self._encoder.documents(texts):
+                left += ids
+                while len(left) >= length:
+                    yield left[:length]
+                    del left[:length]
+        if left:
+            yield left
+
+    def _texts(self) -> Iterator[list[str]]:
+        from peft_pretraining.data.records import Reader
+
+        reader = Reader(self._config.text_column, self._corpus.filesystem, self._config.data_timeout)
+        parser = DocumentParser(self._config.text_column, self._config.strict_data)
+        skipped, texts = Skipped(), list[str]()
+        for shard in self._corpus.validation or self._corpus.train:
+            for records in reader.records(shard):
+                found = (parser.text(shard, record, skipped) for record in records)
+                texts += [t for t in found if t and (not self._corpus.hold_out or is_held_out(t))]
+                if len(texts) >= _DOCUMENTS_AT_ONCE:
+                    yield texts
+                    texts = []
+        yield texts

@@ -1,0 +1,216 @@
+"""A rank's part of the training data: an update's rows at a time, and a position that any number of ranks resumes."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from loguru import logger
+
+from peft_pretraining.data.config import DataConfig, parse_ranges
+from peft_pretraining.data.evaluation_set import EvaluationSet
+from peft_pretraining.data.faults import Skipped
+from peft_pretraining.data.lanes import Plan, choose_lanes
+from peft_pretraining.data.loading import LaneRows, Parcel, load_parcels
+from peft_pretraining.data.rows import Batch, Rows
+from peft_pretraining.data.shards import Corpus
+from peft_pretraining.data.tokenization import Encoder
+from peft_pretraining.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of every update that falls to a rank: sequences of a micro-batch, of the update over all ranks."""
+
+    batch_size: int
+    global_batch: int
+    rank: int
+    world_size: int
+
+    def __post_init__(self) -> None:
+        if self.global_batch % (self.batch_size * self.world_size):
+            raise UsageError(
+                f"--total_batch_size {self.global_batch} is no multiple of --batch_size {self.batch_size} "
+                f"x {self.world_size} processes"
+            )
+
+    def lanes(self, lanes: int) -> range:
+        """The lanes of the rank. Neighbours, so that one process and several cut the same micro-batches."""
+        each = lanes // self.world_size
+        return range(self.rank * each, (self.rank + 1) * each)
+
+
+@dataclass(frozen=True)
+class Update:
+    """The data of one update on this rank. `number` counts updates' worth of data from 1, skipped ones included."""
+
+    number: int
+    micro_batches: list[Batch]
+    cursors: dict[int, dict[str, Any]]
+
+
+class TrainingData:
+    """Endless updates of one rank.
+
+    `state_dict` is the position after the last update that was returned, whatever workers have prepared beyond it.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        corpus: Corpus,
+        tokenizer: "PreTrainedTokenizerFast",
+        encoder: Encoder,
+        share: Share,
+        order: Mapping[str, Any],
+        workers: int,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self._config, self._corpus, self._encoder, self._share = config, corpus, encoder, share
+        self._order, self._workers = dict(order), workers
+        self._lanes = choose_lanes(config.lanes, share.global_batch, share.world_size)
+        self._check_workers()
+        self._skip = parse_ranges(config.skip_batches)
+        self._evaluation = EvaluationSet(config, corpus, encoder, self._order)
+        self._drawn = 0
+        self._cursors: dict[int, dict[str, Any]] = {}
+        self._skipped: dict[int, Skipped] = {}
+        self._parcels: Iterator[Parcel] | None = None
+
+    @property
+    def lanes(self) -> int:
+        """The number of streams the data is split into."""
+        return self._lanes
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Documents that this rank's lanes passed over, by reason, and the shards they found damaged."""
+        total = Skipped()
+        for skipped in self._skipped.values():
+            total.add(skipped)
+        found = {f"skipped documents, {reason}": n for reason, n in sorted(total.documents.items())}
+        return {**found, "damaged shards": len(total.shards)} if total.shards else found
+
+    def __iter__(self) -> Iterator[Update]:
+        return self
+
+    def __next__(self) -> Update:
+        """Raises UsageError (--strict_data, no documents) and DataError (a shard that cannot be read)."""
+        while True:
+            update = self._draw()
+            if not any(first <= update.number <= last for first, last in self._skip):
+                return update
+            logger.info("--skip_batches: data of update {} is passed over", update.number)
+
+    def _draw(self) -> Update:
+        if self._parcels is None:
+            self._parcels = self._start()
+        parcels = [next(self._parcels) for _ in range(max(1, self._workers))]
+        for parcel in parcels:
+            if parcel.error is not None:
+                kind, message = parcel.error
+                self.close()
+                raise kind(message)
+        self._drawn += 1
+        for parcel in parcels:
+            self._note(parcel)
+        rows = Rows.concatenated([parcel.rows for parcel in parcels if parcel.rows is not None])
+        return Update(self._drawn, rows.batches(self._share.batch_size), copy.deepcopy(self._cursors))
+
+    def _note(self, parcel: Parcel) -> None:
+        for lane, cursor in (parcel.cursors or {}).items():
+            old = self._cursors.get(lane)
+            if cursor["epoch"] > (old["epoch"] if old else 0) and cursor["epoch"] > self._epoch():
+                logger.info("the documents come round again: pass {} begins", cursor["epoch"] + 1)
+            self._cursors[lane] = cursor
+        for lane, skipped in (parcel.skipped or {}).items():
+            self._skipped[lane] = Skipped.from_dict(skipped)
+
+    def _epoch(self) -> int:
+        return max((cursor["epoch"] for cursor in self._cursors.values()), default=0)
+
+    def _start(self) -> Iterator[Parcel]:
+        plan = Plan(self._corpus, self._lanes, int(self._order["data_seed"]), self._config.shuffle_block)
+        rows_per_lane = self._share.global_batch // self._lanes
+        lanes = self._share.lanes(self._lanes)
+        dataset = LaneRows(plan, lanes, rows_per_lane, self._encoder, self._config, self._cursors)
+        return load_parcels(dataset, self._workers)
+
+    def _check_workers(self) -> None:
+        lanes = len(self._share.lanes(self._lanes))
+        if self._workers <= lanes:
+            return
+        if self._config.workers is not None:
+            raise UsageError(
+                f"--workers {self._config.workers}: each of {self._share.world_size} processes has {lanes} of "
+                f"{self._lanes} lanes to read; give at most {lanes}, or more --lanes"
+            )
+        logger.info("{} data workers instead of {}: one for each lane of a process", lanes, self._workers)
+        self._workers = lanes
+
+    def close(self) -> None:
+        """Ends the workers. The next update starts them again at the same position."""
+        parcels, self._parcels = self._parcels, None
+        if parcels is not None and hasattr(parcels, "_shutdown_workers"):
+            parcels._shutdown_workers()
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's position, JSON-able. Those of all ranks, merged by `merge_states`, can be loaded."""
+        return copy.deepcopy(
+            {
+                "version": _STATE_VERSION,
+                "lanes": self._lanes,
+                "drawn": self._drawn,
+                "order": self._order,
+                "cursors": {str(lane): cursor for lane, cursor in self._cursors.items()},
+            }
+        )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes to a merged position. Raises UsageError if this run's data or order is another."""
+        check_order(state, self._order, _STATE_VERSION)
+        if self._config.lanes not in (None, state["lanes"]):
+            raise UsageError(f"--lanes {self._config.lanes}: the run to continue has {state['lanes']}: leave it out")
+        self.close()
+        self._lanes = choose_lanes(state["lanes"], self._share.global_batch, self._share.world_size)
+        self._check_workers()
+        self._drawn = state["drawn"]
+        own = {lane: state["cursors"].get(str(lane)) for lane in self._share.lanes(self._lanes)}
+        self._cursors = {lane: copy.deepcopy(cursor) for lane, cursor in own.items() if cursor is not None}
+        self._skipped = {n: Skipped.from_dict(cursor["skipped"]) for n, cursor in self._cursors.items()}
+
+    def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
+        """This rank's part of the validation set; every rank gets the same number of batches, of the same sizes.
+
+        Rows that only make the parts equal have length 0. Raises UsageError if there are no validation documents.
+        """
+        return self._evaluation.batches(batch_size, self._share.rank, self._share.world_size)
+
+
+def check_order(state: Mapping[str, Any], order: Mapping[str, Any], version: int) -> None:
+    """Raises UsageError, naming the flag, where a saved position means nothing in this run's order of the data."""
+    if state.get("version") != version:
+        raise UsageError(
+            f"--continue_from: its data position has format {state.get('version')}, this version reads {version}"
+        )
+    for name, value in order.items():
+        saved = state["order"].get(name)
+        if saved != value:
+            raise UsageError(
+                f"--continue_from: the run was started with another {name} ({saved}, now {value}), "
+                "so its data cannot go on exactly; use what it was started with, or start anew"
+            )
+
+
+def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One position from the `state_dict` of every rank. Raises ValueError if they are not of one update."""
+    first = states[0]
+    if any({**state, "cursors": None} != {**first, "cursors": None} for state in states):
+        raise ValueError("the data positions are not those of one update of one run")
+    cursors = {lane: cursor for state in states for lane, cursor in state["cursors"].items()}
+    return {**first, "cursors": cursors}

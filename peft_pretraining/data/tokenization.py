@@ -1,0 +1,130 @@
+"""Tokenizers, and documents as token ids."""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from peft_pretraining.data.faults import REMEDIES
+from peft_pretraining.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# A row of n tokens is cut from the first _CHARACTERS_PER_TOKEN * n characters where those hold enough tokens.
+_CHARACTERS_PER_TOKEN = 8
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+def load_tokenizer(name: str, vocab_size: int) -> "PreTrainedTokenizerFast":
+    """The fast tokenizer of a hub name or a folder, with an EOS and a pad token. Raises UsageError."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(
+            f"--tokenizer {name} cannot be loaded ({reason}): {REMEDIES}; --tokenizer builtin goes with any "
+            "--dataset, as does the folder of a saved tokenizer"
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise UsageError(f"--tokenizer {name} has no fast version (tokenizer.json): choose another")
+    return check_tokenizer(tokenizer, name, vocab_size)
+
+
+def check_tokenizer(tokenizer: Any, name: str, vocab_size: int) -> "PreTrainedTokenizerFast":
+    """Returns the tokenizer, with a pad token. Raises UsageError if ids do not fit the vocabulary, or without EOS."""
+    if tokenizer.eos_token_id is None:
+        raise UsageError(f"--tokenizer {name} has no end-of-sequence token: choose another")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    ordinary = [index for token, index in tokenizer.get_vocab().items() if token not in special]
+    largest = max([tokenizer.eos_token_id, tokenizer.pad_token_id, *ordinary])
+    if largest >= vocab_size:
+        raise UsageError(
+            f"--tokenizer {name} makes token ids up to {largest}, but the model's vocab_size is {vocab_size}: "
+            "use --tokenizer builtin, another tokenizer, or a --model_config with a larger vocab_size"
+        )
+    return tokenizer  # type: ignore[no-any-return]
+
+
+class Encoder:
+    """Turns documents into ids: what the tokenizer puts before a text (BOS), the text, EOS."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", vocab_size: int) -> None:
+        from tokenizers import Tokenizer
+
+        # A copy: text that spells a special token is text here, and the user's tokenizer stays as it is.
+        description = json.loads(tokenizer.backend_tokenizer.to_str())
+        description["truncation"] = description["padding"] = None
+        self._tokenizer = Tokenizer.from_str(json.dumps(description))
+        self._tokenizer.encode_special_tokens = True
+        self._vocab_size = vocab_size
+        self.eos, self.pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
+        self._unknown = self.eos if tokenizer.unk_token_id is None else int(tokenizer.unk_token_id)
+        with_special = self._tokenizer.encode("a", add_special_tokens=True).ids
+        bare = self._tokenizer.encode("a", add_special_tokens=False).ids
+        start = next((i for i in range(len(with_special)) if with_special[i : i + len(bare)] == bare), 0)
+        self._before: list[int] = with_special[:start]
+        self.token_bytes = _token_bytes(description, self._tokenizer.get_vocab(with_added_tokens=True), tokenizer)
+
+    def documents(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each document with EOS at its end; no ids at all for one that has no tokens."""
+        return [self._close(ids, None) for ids in self._encode(texts)]
+
+    def heads(self, texts: Sequence[str], length: int) -> list[list[int]]:
+        """As `documents`, cut to `length` ids, the last of which is EOS all the same."""
+        limit = length * _CHARACTERS_PER_TOKEN
+        heads = [_head(text, limit) for text in texts]
+        encoded = self._encode(heads)
+        # The end of a head may be split unlike the same characters inside the document: keep clear of it.
+        short = [i for i, ids in enumerate(encoded) if len(ids) < length + 8 and len(heads[i]) < len(texts[i])]
+        for index, ids in zip(short, self._encode([texts[i] for i in short]), strict=True):
+            encoded[index] = ids
+        return [self._close(ids, length) for ids in encoded]
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        return [each.ids for each in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def _close(self, ids: list[int], length: int | None) -> list[int]:
+        if not ids:
+            return []
+        if length is not None:
+            ids = ids[: max(0, length - len(self._before) - 1)]
+        if ids and max(ids) >= self._vocab_size:
+            ids = [index if index < self._vocab_size else self._unknown for index in ids]
+        return [*self._before, *ids, self.eos]
+
+
+def _head(text: str, limit: int) -> str:
+    """The first words of a text, about `limit` characters."""
+    if len(text) <= limit:
+        return text
+    match = re.compile(r"\S\s").search(text, limit)
+    return text if match is None else text[: match.start() + 1]
+
+
+def _token_bytes(
+    description: dict[str, Any], vocabulary: dict[str, int], tokenizer: "PreTrainedTokenizerFast"
+) -> np.ndarray:
+    """UTF-8 bytes of text that each id stands for, int64 by id; 0 for special tokens."""
+    kinds = set(re.findall(r'"type": ?"(\w+)"', json.dumps([description["decoder"], description["pre_tokenizer"]])))
+    special = set(tokenizer.all_special_tokens)
+    table = np.zeros(max(vocabulary.values()) + 1, dtype=np.int64)
+    for token, index in vocabulary.items():
+        if token in special:
+            continue
+        if "ByteLevel" in kinds:  # every byte is written as one character
+            table[index] = len(token)
+        elif _BYTE_TOKEN.fullmatch(token):
+            table[index] = 1
+        else:
+            word = token.removeprefix("##") if "WordPiece" in kinds else token.replace("\u2581", " ")
+            table[index] = len(word.encode())
+    return table
