@@ -1,7 +1,7 @@
 """What flags mean together: batch arithmetic, the length of a run, how typed flags displace saved ones."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from loguru import logger
@@ -37,15 +37,11 @@ def give_way(saved: Flags, typed: Flags) -> Flags:
     kept = {name: value for name, value in saved.items() if name not in typed}
     for name in _derived(kept, typed):
         kept.pop(name, None)
-    displaced = [
-        name for name, master in _BELONGS_TO.items() if master in typed and typed[master] != saved.get(master)
-    ]
+    displaced = [name for name, master in _BELONGS_TO.items() if master in typed and typed[master] != saved.get(master)]
     if "optimizer" in typed and "optimizer" in saved:
         displaced += _of_other_method(saved["optimizer"], typed["optimizer"])
     if "optimizer" in kept:
-        displaced += [
-            own for own, other in synonyms(chosen_method(kept["optimizer"])).items() if other in typed
-        ]
+        displaced += [own for own, other in synonyms(chosen_method(kept["optimizer"])).items() if other in typed]
     for name in displaced:
         if name in kept:
             logger.info("saved --{} {} gives way to what was typed", name, kept.pop(name))
@@ -83,9 +79,7 @@ def resolve(config: RunConfig, given: Collection[str], world_size: int) -> RunCo
     """
     _check_processes(config, world_size)
     _check_unused(config, given)
-    training = _resolve_length(
-        _resolve_batch(config.training, given, world_size), given, config.data.max_length
-    )
+    training = _resolve_length(_resolve_batch(config.training, given, world_size), given, config.data.max_length)
     build_schedule(config.schedule, training.num_training_steps)
     return dataclasses.replace(config, training=training, optimizer=config.optimizer.resolved())
 
@@ -93,13 +87,10 @@ def resolve(config: RunConfig, given: Collection[str], world_size: int) -> RunCo
 def _check_processes(config: RunConfig, world_size: int) -> None:
     if config.parallel.single_gpu and world_size > 1:
         raise UsageError(
-            f"--single_gpu runs one process, but torchrun started {world_size}: leave it out, or use "
-            "--nproc_per_node 1"
+            f"--single_gpu runs one process, but torchrun started {world_size}: leave it out, or use --nproc_per_node 1"
         )
     if config.parallel.single_gpu and config.parallel.parallel == "fsdp":
-        raise UsageError(
-            "--parallel fsdp shards over a process group, which --single_gpu does not start: drop one"
-        )
+        raise UsageError("--parallel fsdp shards over a process group, which --single_gpu does not start: drop one")
 
 
 def _check_unused(config: RunConfig, given: Collection[str]) -> None:
@@ -150,9 +141,7 @@ def _resolve_batch(training: TrainingConfig, given: Collection[str], world_size:
             f"--total_batch_size {total} is not --batch_size {batch} x --gradient_accumulation {accumulation}"
             f"{processes} = {batch * accumulation * world_size}: leave out one of the three"
         )
-    return dataclasses.replace(
-        training, batch_size=batch, gradient_accumulation=accumulation, total_batch_size=total
-    )
+    return dataclasses.replace(training, batch_size=batch, gradient_accumulation=accumulation, total_batch_size=total)
 
 
 def _resolve_length(training: TrainingConfig, given: Collection[str], max_length: int) -> TrainingConfig:
@@ -174,5 +163,7 @@ def _resolve_length(training: TrainingConfig, given: Collection[str], max_length
     return dataclasses.replace(training, num_training_steps=tokens // per_update)
 
 
-def _listed(items: Collection[Any]) -> str:
-    return " or ".join(str(item) for item in items)
+def _listed(items: Sequence[Any]) -> str:
+    """'a, b or c', or the first few of many."""
+    words = [str(item) for item in items[:4]] + (["another of --help"] if len(items) > 4 else [])
+    return " or ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
