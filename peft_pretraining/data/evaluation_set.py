@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,14 @@ class EvaluationSet:
         return loaded["ids"], loaded["ends"]
 
     def _file(self) -> Path:
-        described = {**self._order, **{name: getattr(self._config, name) for name in ("max_length", "eval_tokens")}}
+        shards = self._corpus.validation or self._corpus.train
+        described = {
+            **self._order,
+            "max_length": self._config.max_length,
+            "eval_tokens": self._config.eval_tokens,
+            # A local file can be rewritten at the same length.
+            "written": [os.stat(shard.path).st_mtime_ns for shard in shards if not shard.remote],
+        }
         for order_only in ("data_seed", "shuffle_block"):
             del described[order_only]
         key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]

@@ -80,6 +80,7 @@ class TrainingData:
         self._drawn = 0
         self._cursors: dict[int, dict[str, Any]] = {}
         self._skipped: dict[int, Skipped] = {}
+        self._reported: set[str] = set()
         self._parcels: Iterator[Parcel] | None = None
 
     @property
@@ -120,7 +121,7 @@ class TrainingData:
         for parcel in parcels:
             self._note(parcel)
         rows = Rows.concatenated([parcel.rows for parcel in parcels if parcel.rows is not None])
-        return Update(self._drawn, rows.batches(self._share.batch_size), copy.deepcopy(self._cursors))
+        return Update(self._drawn, rows.batches(self._share.batch_size), dict(self._cursors))
 
     def _note(self, parcel: Parcel) -> None:
         for lane, cursor in (parcel.cursors or {}).items():
@@ -130,6 +131,9 @@ class TrainingData:
             self._cursors[lane] = cursor
         for lane, skipped in (parcel.skipped or {}).items():
             self._skipped[lane] = Skipped.from_dict(skipped)
+            for reason in self._skipped[lane].documents.keys() - self._reported:
+                logger.warning("documents are skipped and counted: {}", reason)
+                self._reported.add(reason)
 
     def _epoch(self) -> int:
         return max((cursor["epoch"] for cursor in self._cursors.values()), default=0)
