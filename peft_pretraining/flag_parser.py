@@ -114,13 +114,9 @@ class FlagParser(HfArgumentParser):
 
     @staticmethod
     def _parse_dataclass_field(parser: Any, field: Any) -> None:
-        metadata = {key: field.metadata[key] for key in _ARGPARSE_KEYS if field.metadata.get(key) is not None}
+        metadata = {key: field.metadata[key] for key in _ARGPARSE_KEYS if field.metadata.get(key)}
         metadata["help"] = _help_text(field)
-        plain = (
-            field.type
-            if not get_args(field.type)
-            else next(t for t in get_args(field.type) if t is not type(None))
-        )
+        plain = field.type if not get_args(field.type) else next(t for t in get_args(field.type) if t is not type(None))
         if plain is bool:
             _add_switch(parser, field.name, metadata)
             return
@@ -129,7 +125,8 @@ class FlagParser(HfArgumentParser):
             metadata["help"] += f"; one of {', '.join(choices)}"
         if plain in _METAVARS and not 0 < len(", ".join(choices)) <= _LONG:
             metadata.setdefault("metavar", _METAVARS[plain])
-        field.metadata = metadata
+        twins = [_hyphenated(alias) for alias in metadata.get("aliases", ()) if "_" in alias]
+        field.metadata = {**metadata, "aliases": [*metadata.get("aliases", ()), *twins]}
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             field.default = None
         HfArgumentParser._parse_dataclass_field(parser, field)

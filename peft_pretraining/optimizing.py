@@ -80,9 +80,7 @@ class OptimizerConfig:
     def _given(self, name: str, synonym: str | None) -> Any:
         own, other = getattr(self, name, None), getattr(self, synonym, None) if synonym else None
         if None not in (own, other) and own != other:
-            raise UsageError(
-                f"--{name} {own} and --{synonym} {other} set the same value: leave one of them out"
-            )
+            raise UsageError(f"--{name} {own} and --{synonym} {other} set the same value: leave one of them out")
         return other if own is None else own
 
     def _filled(self, kind: type, implied: Mapping[str, Any], synonyms: Mapping[str, str]) -> dict[str, Any]:
@@ -120,9 +118,7 @@ def load_method_file(path: str) -> None:
 def applicable(method: registry.Method) -> list[str]:
     """Names of the flags that a method takes."""
     kinds = (method.hyperparameters, EngineOptions) if method.engine else (method.hyperparameters,)
-    return [field.name for kind in kinds for field in dataclasses.fields(kind)] + list(
-        synonyms(method).values()
-    )
+    return [field.name for kind in kinds for field in dataclasses.fields(kind)] + list(synonyms(method).values())
 
 
 def method_flags() -> list[str]:
@@ -133,16 +129,12 @@ def method_flags() -> list[str]:
 def synonyms(method: registry.Method) -> dict[str, str]:
     """Hyperparameters of this method that answer to the name of another method's: own -> other name."""
     names = _hyperparameter_names()
-    answers = {
-        field.name: names & set(_other_names(field)) for field in dataclasses.fields(method.hyperparameters)
-    }
+    answers = {field.name: names & set(_other_names(field)) for field in dataclasses.fields(method.hyperparameters)}
     return {name: min(others) for name, others in answers.items() if others}
 
 
 def _hyperparameter_names() -> set[str]:
-    return {
-        field.name for method in registry.methods() for field in dataclasses.fields(method.hyperparameters)
-    }
+    return {field.name for method in registry.methods() for field in dataclasses.fields(method.hyperparameters)}
 
 
 def _other_names(field: Any) -> list[str]:
@@ -157,7 +149,7 @@ def optimizer_config_type() -> type[OptimizerConfig]:
     names = ", ".join(registry.available())
     method = flag(metavar="NAME", help=f"the method, by name or alias: {names}")
     flags: dict[str, Any] = {"optimizer": ("optimizer", str, method)}
-    aliases, uses = _flag_names(), _uses()
+    aliases, uses, choices = _flag_names(), _uses(), _choices()
     for method in registry.methods():
         for name, (kind, metadata) in _typed_fields(method.hyperparameters).items():
             if flags.setdefault(name, (name, kind, None))[1] != kind:
@@ -166,6 +158,7 @@ def optimizer_config_type() -> type[OptimizerConfig]:
                 "group": "hyperparameters of the optimizer",
                 "aliases": aliases[name],
                 "help": uses[name],
+                "choices": choices[name],
             }
             if flags[name][2] is None:
                 flags[name] = (name, kind, dataclasses.field(default=None, metadata=metadata))
@@ -200,15 +193,26 @@ def _flag_names() -> dict[str, list[str]]:
     return names
 
 
+def _choices() -> dict[str, list[Any]]:
+    """Hyperparameter -> what some method accepts; empty where a method accepts anything."""
+    found: dict[str, list[Any]] = {}
+    free: set[str] = set()
+    for method in registry.methods():
+        for field in dataclasses.fields(method.hyperparameters):
+            own = field.metadata.get("choices") or ()
+            known = found.setdefault(field.name, [])
+            known += [choice for choice in own if choice not in known]
+            free |= set() if own else {field.name}
+    return {name: [] if name in free else known for name, known in found.items()}
+
+
 def _uses() -> dict[str, str]:
     """Hyperparameter -> what it means, where methods differ in words or default for each of them."""
     found: dict[str, dict[tuple[str, str], list[str]]] = {}
     for method in registry.methods():
         for field in dataclasses.fields(method.hyperparameters):
             default = "required" if field.default is MISSING else f"default {field.default}"
-            found.setdefault(field.name, {}).setdefault((field.metadata["help"], default), []).append(
-                method.name
-            )
+            found.setdefault(field.name, {}).setdefault((field.metadata["help"], default), []).append(method.name)
     return {
         name: "; ".join(f"{text} ({default}: {', '.join(names)})" for (text, default), names in uses.items())
         for name, uses in found.items()

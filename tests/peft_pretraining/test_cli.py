@@ -107,9 +107,7 @@ def test_single_gpu_under_several_processes_is_refused(minimal: list[str]) -> No
         (["--batch_size", "8", "--gradient_accumulation", "4", "--total_batch_size", "64"], 2, (8, 4, 64)),
     ],
 )
-def test_batches_add_up(
-    minimal: list[str], words: list[str], processes: int, expected: tuple[int, int, int]
-) -> None:
+def test_batches_add_up(minimal: list[str], words: list[str], processes: int, expected: tuple[int, int, int]) -> None:
     training = parse_config([*minimal, *words], world_size=processes).training
     assert (training.batch_size, training.gradient_accumulation, training.total_batch_size) == expected
 
@@ -119,16 +117,14 @@ def test_tokens_become_updates(minimal: list[str]) -> None:
     assert config.training.num_training_steps == 100_000_000 // (512 * 256)
 
 
-def test_the_number_of_processes_comes_from_torchrun(
-    minimal: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_number_of_processes_comes_from_torchrun(minimal: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert parse_config(minimal).training.total_batch_size == 64
 
 
 def test_names_may_be_hyphenated_aliased_and_negated(root: Path) -> None:
     config = parse_config(
-        ["--model-config", str(root / "configs/llama_9m.json"), "--optimizer=LDAdamW", "--adam_beta1=0.9"]
+        ["--model-config", str(root / "configs/llama_9m.json"), "--optimizer=LDAdamW", "--adam-beta1=0.9"]
         + ["--no_error_feedback", "--no-packing"],
         world_size=1,
     )
@@ -151,6 +147,18 @@ def test_every_method_gets_its_own_defaults(root: Path, name: str) -> None:
     assert config.optimizer.hyperparameters() == method.defaults()
     assert config.optimizer.arguments().keys() <= set(applicable(method))
     assert RunConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize("name", [method.name for method in registry.methods() if not method.engine])
+def test_a_library_optimizer_takes_no_option_of_the_engine(root: Path, name: str) -> None:
+    words = ["--model_config", str(root / "configs/llama_9m.json"), "--optimizer", name]
+    message = complaint([*words, "--state_dtype", "int8"])
+    assert f"--state_dtype int8 is not used by --optimizer {name}" in message
+
+
+def test_what_a_name_implies_cannot_be_contradicted(root: Path) -> None:
+    words = ["--model_config", str(root / "configs/llama_9m.json"), "--optimizer", "galore_adamw8bit"]
+    assert "whose name implies int8" in complaint([*words, "--state_dtype", "float32"])
 
 
 # -- saved configurations
@@ -178,9 +186,7 @@ def test_a_saved_run_keeps_its_total_batch_on_other_processes(saved) -> None:
 
 def test_the_length_of_a_saved_run_can_be_given_either_way(saved) -> None:
     reload = saved("--max_train_tokens", "1M")
-    assert (
-        parse_config([*reload, "--max_train_tokens", "2M"]).training.num_training_steps == 2_000_000 // 4096
-    )
+    assert parse_config([*reload, "--max_train_tokens", "2M"]).training.num_training_steps == 2_000_000 // 4096
     steps = parse_config([*reload, "--num_training_steps", "50"]).training
     assert (steps.num_training_steps, steps.max_train_tokens) == (50, None)
 
