@@ -41,9 +41,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         # bf16 would lose a chunk's share once the sum of the earlier chunks is 256 times larger
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        chunks = zip(
-            hidden.split(CHUNK_ROWS), labels.split(CHUNK_ROWS), grad_hidden.split(CHUNK_ROWS), strict=True
-        )
+        chunks = zip(hidden.split(CHUNK_ROWS), labels.split(CHUNK_ROWS), grad_hidden.split(CHUNK_ROWS), strict=True)
         for rows, targets, grad_rows in chunks:
             if len(rows):
                 loss += step(rows, weight, targets, grad_rows, grad_weight)
@@ -60,24 +58,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _chunk_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    logits = (hidden @ weight.t()).float()
-    return (logits.logsumexp(dim=-1) - logits.gather(1, labels[:, None])[:, 0]).sum()
+    logits = hidden @ weight.t()
+    return (logits.float().logsumexp(dim=-1) - logits.gather(1, labels[:, None])[:, 0].float()).sum()
 
 
 def _chunk_loss_and_gradients(
     hidden: Tensor, weight: Tensor, labels: Tensor, grad_hidden: Tensor, grad_weight: Tensor
 ) -> Tensor:
     """Loss of one chunk; writes its rows of `grad_hidden` and adds its share to `grad_weight` (fp32)."""
-    logits = hidden @ weight.t()
-    log_normalizer = logits.float().logsumexp(dim=-1, keepdim=True)
-    loss = (log_normalizer - logits.gather(1, labels[:, None]).float()).sum()
+    log_probabilities = torch.log_softmax(hidden @ weight.t(), dim=-1, dtype=torch.float32)
+    of_labels = log_probabilities.gather(1, labels[:, None])
     # gradient of the loss by the logits: the predicted probabilities, less one at the label
-    columns = torch.arange(logits.shape[1], device=logits.device)
-    probabilities = (logits.float() - log_normalizer).exp()
-    grad_logits = torch.where(columns == labels[:, None], probabilities - 1, probabilities).to(logits.dtype)
+    grad_logits = log_probabilities.exp_().to(hidden.dtype)
+    grad_logits.scatter_(1, labels[:, None], of_labels.expm1().to(hidden.dtype))
     grad_hidden.copy_(grad_logits @ weight)
     grad_weight.add_(grad_logits.t() @ hidden)
-    return loss
+    return -of_labels.sum()
 
 
 @cache

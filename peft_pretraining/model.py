@@ -10,11 +10,12 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from peft_pretraining import padding
+from peft_pretraining.attention import ATTENTION
 from peft_pretraining.config import flag
 from peft_pretraining.errors import UsageError
 from peft_pretraining.llama_config import load_llama_config
 from peft_pretraining.loss import linear_cross_entropy
+from peft_pretraining.padding import token_layout
 
 _DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -38,9 +39,7 @@ class ModelConfig:
     compile_model: bool = flag(
         False, help="run decoder layers and loss through torch.compile: faster, after some compiling"
     )
-    dtype: str = flag(
-        "bfloat16", help="of weights, activations and gradients: bfloat16 (bf16) or float32 (fp32)"
-    )
+    dtype: str = flag("bfloat16", help="of weights, activations and gradients: bfloat16 (bf16) or float32 (fp32)")
 
     def __post_init__(self) -> None:
         if self.dtype in ("float16", "fp16", "half"):
@@ -86,7 +85,7 @@ class PretrainingLlama(nn.Module):
         device = self.lm_head.weight.device
         if self.plain:
             return self._plain_loss(input_ids.to(device), lengths.to(device))
-        layout = padding.token_layout(lengths, input_ids.shape[1])
+        layout = token_layout(lengths, input_ids.shape[1])
         flat_ids = input_ids.flatten().to(device, non_blocking=True)
         layout = layout.to(device)
         hidden = self.model(
@@ -117,7 +116,7 @@ def build_model(config: ModelConfig, device: torch.device | str, seed: int) -> P
     """
     llama_config = load_llama_config(config.model_config)
     llama_config.dtype = config.torch_dtype
-    llama_config._attn_implementation = "sdpa" if config.use_hf_model else padding.ATTENTION
+    llama_config._attn_implementation = "sdpa" if config.use_hf_model else ATTENTION
     with torch.device("meta"):
         llama = LlamaForCausalLM(llama_config)
     nn.Module.to(llama, config.torch_dtype)

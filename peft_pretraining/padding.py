@@ -10,10 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
-ATTENTION = "causal_without_padding"
 _GRANULARITY = 64  # token counts are rounded up to it, so that matrix kernels meet few shapes
 
 
@@ -50,9 +47,19 @@ def token_layout(lengths: Tensor, length: int) -> TokenLayout:
     return TokenLayout(origin, origin % length, torch.searchsorted(origin, scored), scored + 1)
 
 
-class _Spread(torch.autograd.Function):
-    """Tokens (tokens, ...) to their places in a flattened batch (positions, ...) that is zero elsewhere."""
+def spread(tokens: Tensor, origin: Tensor, batch_shape: tuple[int, int]) -> Tensor:
+    """Computed tokens (tokens, ...) at their places in a batch (rows, length, ...) that is zero elsewhere."""
+    return _Spread.apply(tokens, origin, batch_shape[0] * batch_shape[1]).unflatten(0, batch_shape)
 
+
+def collect(batch: Tensor, origin: Tensor) -> Tensor:
+    """The inverse of `spread`."""
+    return _Collect.apply(batch.flatten(0, 1), origin)
+
+
+# Autograd's own backward of indexing adds atomically, which is slow in bf16. Here each is the backward of
+# the other.
+class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, origin: Tensor, positions: int) -> Tensor:
         ctx.save_for_backward(origin)
@@ -65,8 +72,6 @@ class _Spread(torch.autograd.Function):
 
 
 class _Collect(torch.autograd.Function):
-    """The inverse of `_Spread`. Autograd's own backward of indexing adds atomically: slow in bf16."""
-
     @staticmethod
     def forward(ctx: Any, batch: Tensor, origin: Tensor) -> Tensor:
         ctx.save_for_backward(origin)
@@ -77,44 +82,3 @@ class _Collect(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (origin,) = ctx.saved_tensors
         return gradient.new_zeros(ctx.positions, *gradient.shape[1:]).index_copy(0, origin, gradient), None
-
-
-def _causal_attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    origin: Tensor | None = None,
-    batch_shape: tuple[int, int] = (1, 1),
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attention as transformers calls it: query, key, value (1, heads, tokens, head size) to (1, tokens,
-    ...).
-
-    The tokens are spread to their rows, `batch_shape`, for the attention itself. No real token attends to
-    the zeros there, and the outputs at padded positions are dropped, so that no gradient comes from them.
-    """
-    rows, length = batch_shape
-
-    def spread(heads: Tensor) -> Tensor:
-        batch = _Spread.apply(heads[0].transpose(0, 1), origin, rows * length)
-        return batch.unflatten(0, (rows, length)).transpose(1, 2)
-
-    output = scaled_dot_product_attention(
-        spread(query),
-        spread(key),
-        spread(value),
-        dropout_p=dropout,
-        is_causal=True,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    return _Collect.apply(output.transpose(1, 2).flatten(0, 1), origin)[None], None
-
-
-# A name without a mask function makes transformers build no mask at all: its own test for packed rows would
-# wait for the accelerator in eager mode, and would build a mask under torch.compile.
-AttentionInterface.register(ATTENTION, _causal_attention)
