@@ -20,6 +20,8 @@ FLOOR = 2e-5
 AMPLIFICATION = 20
 """How far another order of float32 operations may deviate, in units of what the oracle's own float32 run does. The two
 runs draw rounding errors from one distribution; the maximum over a few hundred entries is within this factor."""
+ILL_CONDITIONED = 1e-3
+"""A problem whose answer in float32 is off by more than this proves nothing, and is not counted."""
 UNDECIDED = 1e-5
 """A sign is noise where its argument is below this, relative to the largest one (64 float32 roundings of 6e-8, and
 what a basis adds to them)."""
@@ -38,6 +40,10 @@ class Comparison:
     decided: bool
 
     @property
+    def meaningful(self) -> bool:
+        return self.decided and self.rounding <= ILL_CONDITIONED
+
+    @property
     def limit(self) -> float:
         return max(FLOOR, AMPLIFICATION * self.rounding)
 
@@ -46,7 +52,7 @@ def basis_in(state: dict[str, Tensor], proj_type: str, shape: torch.Size) -> Bas
     """The basis that the class under test holds in its state."""
     left, right = sides(proj_type, shape)
     if left and right:
-        return Basis(state["basis"].float(), state["basis_right"].float())
+        return Basis(state["basis"].float().clone(), state["basis_right"].float().clone())
     basis = state["basis"].float().clone()
     return Basis(basis, None) if left else Basis(None, basis)
 
@@ -56,8 +62,8 @@ def _feed(oracle: ParameterOracle, gradient: Tensor, lr: float, state: dict[str,
         oracle.step(gradient, lr, basis_in(state, oracle.proj_type, oracle.weight.shape))
         return
     if isinstance(oracle, LDAdam) and oracle.proj_method == "given":
-        basis = state["basis"].to(oracle.dtype)
-        oracle.given = basis.T if oracle.right else basis.clone()
+        basis = state["basis"].to(oracle.dtype).clone()
+        oracle.given = basis.T if oracle.right else basis
     oracle.step(gradient, lr)
 
 

@@ -61,8 +61,8 @@ def random_problem(
     updates: int = 7,
     **arguments: Any,
 ) -> Problem:
-    """Normal weights and gradients. Gradients of size 0.01 let an eps of 1e-6 in the wrong place show, and keep rounding
-    noise in a projected gradient (1e-9) far below it."""
+    """Normal weights and gradients. Gradients of size 0.01 let an eps of 1e-6 in the wrong place show, and keep
+    rounding noise in a projected gradient (1e-9) far below it."""
     generator = torch.Generator().manual_seed(seed)
     start = {name: 0.2 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     gradients = [
@@ -96,9 +96,7 @@ def llama_shapes(kv_heads: int, group_size: int, head_dim: int, dim: int) -> dic
     }
 
 
-def build(
-    problem: Problem, dtype: torch.dtype = torch.float32, **more: Any
-) -> tuple[Any, dict[str, nn.Parameter]]:
+def build(problem: Problem, dtype: torch.dtype = torch.float32, **more: Any) -> tuple[Any, dict[str, nn.Parameter]]:
     """The optimizer under test over fresh parameters; `more` are further keyword arguments of the class."""
     parameters = {name: nn.Parameter(value.to(dtype).clone()) for name, value in problem.start.items()}
     make = getattr(optimizers, problem.class_name)
@@ -113,9 +111,7 @@ def give_gradients(parameters: dict[str, nn.Parameter], gradients: dict[str, Ten
     for name, gradient in gradients.items():
         parameter = parameters[name]
         gradient = gradient.to(parameter.dtype)
-        parameter.grad = (
-            parameter.grad + gradient if adds and parameter.grad is not None else gradient.clone()
-        )
+        parameter.grad = parameter.grad + gradient if adds and parameter.grad is not None else gradient.clone()
 
 
 def run_updates(

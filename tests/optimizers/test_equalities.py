@@ -163,9 +163,7 @@ def test_subsets_of_one_element_are_adam(shape: tuple[int, ...], seed: int) -> N
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 def test_adam_mini_with_rows_of_one_element_is_adamw(role: str, decay: float) -> None:
     def make(weights: list[nn.Parameter]) -> Any:
-        return optimizers.AdamMini(
-            [(role, weights[0])], lr=0.01, eps=1e-3, weight_decay=decay, dim=1, n_heads=1
-        )
+        return optimizers.AdamMini([(role, weights[0])], lr=0.01, eps=1e-3, weight_decay=decay, dim=1, n_heads=1)
 
     assert_same(moved(make, (13, 1)), moved(adamw(eps=1e-3, decay=decay), (13, 1)))
 
@@ -189,9 +187,7 @@ def test_adam_mini_on_biases_is_adam() -> None:
 
 @FEW
 @given(shapes, st.integers(0, 2**20), st.sampled_from([0.0, 0.9]))
-def test_sgd_boost_with_gain_one_is_sgd_with_momentum(
-    shape: tuple[int, ...], seed: int, momentum: float
-) -> None:
+def test_sgd_boost_with_gain_one_is_sgd_with_momentum(shape: tuple[int, ...], seed: int, momentum: float) -> None:
     """torch's SGD with dampening = momentum has the same buffer: the first gradient, then the average."""
 
     def gain_one(optimizer: Any, weight: nn.Parameter) -> None:

@@ -32,7 +32,7 @@ schedules = st.booleans()
 
 def check(this: Problem, only_oracle: dict[str, Any] | None = None, **options: Any) -> None:
     result = compare(this, only_oracle, **options)
-    assume(result.decided)
+    assume(result.meaningful)
     assert result.deviation <= result.limit, result
 
 
@@ -65,9 +65,7 @@ def test_subset_norm(
     schedules,
     st.sampled_from([-4, -2, -1, 1, 4, 5, 8, 50, 1000]),
 )
-def test_subset_norm_general(
-    shape: tuple[int, ...], seed: int, decay: float, scheduled: bool, subset: int
-) -> None:
+def test_subset_norm_general(shape: tuple[int, ...], seed: int, decay: float, scheduled: bool, subset: int) -> None:
     groups = [{"params": ["w"]}, {"params": ["plain"], "sn": False}]
     check(
         random_problem(
@@ -100,9 +98,7 @@ def test_sgd_boost(shape: tuple[int, int], seed: int, decay: float, scheduled: b
 
 
 @FEW
-@given(
-    st.integers(1, 3), st.integers(1, 3), st.sampled_from([2, 3, 8]), seeds, decays, schedules, st.booleans()
-)
+@given(st.integers(1, 3), st.integers(1, 3), st.sampled_from([2, 3, 8]), seeds, decays, schedules, st.booleans())
 def test_adam_mini(
     kv_heads: int,
     group_size: int,
@@ -239,15 +235,12 @@ def test_quantized_moments(proj_type: str, shape: tuple[int, int]) -> None:
     """Low-rank moments, and for one case bases, of more than 4096 elements, so that 8 bits come into play.
 
     The limit is one of coding, not of rounding: a moment within float32 rounding of the boundary between two codes may
-    take either, and neighbouring codes differ by up to a seventh in the coarsest used decades. The float64 oracle of the
-    recorded 8-bit trajectory deviates by 0.7% for the same reason.
+    take either, and neighbouring codes differ by up to a seventh in the coarsest used decades. The float64 oracle of
+    the recorded 8-bit trajectory deviates by 0.7% for the same reason.
     """
     this = galore("GaLoreAdamW8bit", proj_type, shape, 20, 2, 4, weight_decay=0.5, updates=5)
     result = compare(this)
     assert result.deviation <= 1e-2
-
-
-LDADAM = {"w": {"enable_lowrank": True, "rank": 3, "rho": 0.8}}
 
 
 def ldadam(shape: tuple[int, int], rank: int, seed: int, **arguments: Any) -> Problem:
@@ -255,9 +248,7 @@ def ldadam(shape: tuple[int, int], rank: int, seed: int, **arguments: Any) -> Pr
         {"params": ["plain", "vector"], "enable_lowrank": False},
         {"params": ["w"], "enable_lowrank": True, "rank": rank, "rho": 0.8},
     ]
-    this = random_problem(
-        "LDAdamW", {"w": shape, "plain": shape, "vector": shape[:1]}, groups, seed, **arguments
-    )
+    this = random_problem("LDAdamW", {"w": shape, "plain": shape, "vector": shape[:1]}, groups, seed, **arguments)
     this.adds_to_gradient = True
     return this
 
@@ -293,8 +284,4 @@ def test_ldadam_with_randomized_svd(feedback: bool, shape: tuple[int, int]) -> N
 @FEW
 @given(matrices, seeds, schedules)
 def test_lion(shape: tuple[int, int], seed: int, scheduled: bool) -> None:
-    check(
-        random_problem(
-            "Lion", {"w": shape, "b": shape[:1]}, [{"params": ["w", "b"]}], seed, scheduled=scheduled
-        )
-    )
+    check(random_problem("Lion", {"w": shape, "b": shape[:1]}, [{"params": ["w", "b"]}], seed, scheduled=scheduled))

@@ -22,9 +22,7 @@ LIMIT = 2e-4  # of the distance moved: both sides round in float32, moments are 
 
 def parameters(shapes: dict[str, tuple[int, ...]]) -> dict[str, nn.Parameter]:
     generator = torch.Generator().manual_seed(1)
-    return {
-        name: nn.Parameter(0.2 * torch.randn(shape, generator=generator)) for name, shape in shapes.items()
-    }
+    return {name: nn.Parameter(0.2 * torch.randn(shape, generator=generator)) for name, shape in shapes.items()}
 
 
 def drive(optimizer: Any, weights: dict[str, nn.Parameter], lr_name: str = "lr") -> dict[str, Tensor]:
@@ -79,9 +77,7 @@ def test_galore_package(kind: str, proj_type: str) -> None:
     right for these shapes only: ranks are well below both sides, and square matrices are left out where it errs."""
     package = pytest.importorskip("galore_torch")
     shapes = {
-        name: s
-        for name, s in GALORE_SHAPES.items()
-        if name != "square" or proj_type in ("left", "right", "full")
+        name: s for name, s in GALORE_SHAPES.items() if name != "square" or proj_type in ("left", "right", "full")
     }
     group = {"rank": 3, "update_proj_gap": 4, "scale": 0.5, "proj_type": proj_type}
     settings: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.5}

@@ -16,27 +16,23 @@ ROW_ROLES = ("embed_tokens", "lm_head", "v_proj", "o_proj", "gate_proj", "up_pro
 class AdamMini(ParameterOracle):
     """`rows_per_block` rows of the (rows, columns) weight share one second moment; a vector is one block."""
 
-    def __init__(
-        self, weight: Tensor, *, rows_per_block: int, betas: tuple[float, float], eps: float, **common
-    ):
+    def __init__(self, weight: Tensor, *, rows_per_block: int, betas: tuple[float, float], eps: float, **common):
         super().__init__(weight, **common)
         self.rows_per_block, self.eps = rows_per_block, eps
         self.beta1, self.beta2 = betas
         self.m = torch.zeros_like(self.weight)
-        self.v = [0.0] * (self.weight.shape[0] // rows_per_block)
+        self.v = torch.zeros(self.weight.shape[0] // rows_per_block, dtype=self.dtype)
 
     def update(self, gradient: Tensor, lr: float) -> None:
         self.decay(lr)
         c1, c2 = 1 - self.beta1**self.t, 1 - self.beta2**self.t
+        mean_square = (gradient**2).reshape(len(self.v), -1).mean(dim=1)
         self.m = self.beta1 * self.m + (1 - self.beta1) * gradient
-        weight = self.weight.clone()
-        for block in range(len(self.v)):
-            rows = slice(block * self.rows_per_block, (block + 1) * self.rows_per_block)
-            mean_square = (gradient[rows] ** 2).mean().item()
-            self.v[block] = self.beta2 * self.v[block] + (1 - self.beta2) * mean_square
-            denominator = math.sqrt(self.v[block]) / math.sqrt(c2) + self.eps
-            weight[rows] -= lr / c1 * self.m[rows] / denominator
-        self.weight = weight
+        self.v = self.beta2 * self.v + (1 - self.beta2) * mean_square
+        denominator = self.v.sqrt() / math.sqrt(c2) + self.eps
+        every_row = denominator.repeat_interleave(self.rows_per_block)
+        every_row = every_row.reshape(-1, *[1] * (gradient.dim() - 1))
+        self.weight = self.weight - lr / c1 * self.m / every_row
 
 
 def adam_mini(

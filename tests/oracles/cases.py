@@ -88,9 +88,7 @@ def oracle_for(
 def _subset_norm(class_name: str, weight: Tensor, settings: dict, common: dict) -> ParameterOracle:
     adam = {key: settings[key] for key in ("betas", "eps", "correct_bias")}
     if class_name == "AdamWSNG":
-        return subset_norm_general(
-            weight, subset_size=settings["subset_size"], sn=settings["sn"], **adam, **common
-        )
+        return subset_norm_general(weight, subset_size=settings["subset_size"], sn=settings["sn"], **adam, **common)
     if settings.get("sn", False) and weight.dim() == 2:
         return SubsetNorm(weight, **adam, **common)
     return PlainAdam(weight, eps_placement="before", decay_order="after", **adam, **common)

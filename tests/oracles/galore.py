@@ -116,10 +116,7 @@ class GaLore(ParameterOracle):
             return
         if self.proj_type == "random":
             self.basis = Basis(
-                *(
-                    None if side is None else side.to(self.dtype)
-                    for side in (self.reference.left, self.reference.right)
-                )
+                *(None if side is None else side.to(self.dtype) for side in (self.reference.left, self.reference.right))
             )
             return
         self.basis = basis_from_svd(gradient, self.rank, self.proj_type)

@@ -37,9 +37,7 @@ def subset_length(numel: int, subset_size: int) -> int:
 class SubsetNorm(ParameterOracle):
     """AdamW-SN of one 2-D weight: eps before the bias correction, decay after."""
 
-    def __init__(
-        self, weight: Tensor, *, betas: tuple[float, float], eps: float, correct_bias: bool = True, **common
-    ):
+    def __init__(self, weight: Tensor, *, betas: tuple[float, float], eps: float, correct_bias: bool = True, **common):
         super().__init__(weight, **common)
         self.adam = _SummedOverShorterSide(betas, eps, "before", correct_bias)
 
