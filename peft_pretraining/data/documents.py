@@ -30,7 +30,7 @@ class DocumentParser:
         """The document of a record; None for a blank line or a fault. Raises UsageError under `strict`."""
         fault = record.fault
         if fault is None:
-            text, fault = self._parse(shard, record.data)
+            text, fault = self._parse(record)
             if fault is None:
                 return text
         if self._strict:
@@ -45,13 +45,13 @@ class DocumentParser:
             logger.warning("{}: {}; the rest of it is skipped", shard.name, fault)
         return None
 
-    def _parse(self, shard: Shard, data: bytes | None) -> tuple[str | None, str | None]:
+    def _parse(self, record: Record) -> tuple[str | None, str | None]:
         """(text, None), (None, None) for a blank line, or (None, fault)."""
-        if data is None:
+        if record.data is None:
             return None, NO_TEXT
         try:
-            text = data.decode().removeprefix("\ufeff")
-            if shard.kind != "json" or not text.strip():
+            text = record.data.decode().removeprefix("\ufeff")
+            if record.plain or not text.strip():
                 return (text, None) if text.strip() else (None, None)
             return self._field(json.loads(text))
         except UnicodeDecodeError:

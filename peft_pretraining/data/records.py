@@ -41,8 +41,8 @@ class Reader:
         A damaged end is a last Record with a fault. Raises UsageError for a wrong field, OSError, DataError or the
         hub's errors.
         """
-        row = 0
-        for table in self._tables(shard):
+        row, plain = 0, shard.kind != "json" or is_array(shard)
+        for table in self._tables(shard, plain):
             wanted = [index for index in range((stripe - row) % stripes, len(table), stripes) if row + index >= start]
             row += len(table)
             if not wanted:
@@ -51,33 +51,30 @@ class Reader:
             chosen = table if len(wanted) == len(table) else table.take(wanted)
             columns = [column.to_pylist() for column in chosen.columns]
             first = row - len(table)
-            yield [Record(first + index, *values) for index, *values in zip(wanted, *columns, strict=True)]
+            yield [Record(first + index, plain, *values) for index, *values in zip(wanted, *columns, strict=True)]
 
-    def _tables(self, shard: Shard) -> Iterator[pa.Table]:
+    def _tables(self, shard: Shard, plain: bool) -> Iterator[pa.Table]:
         try:
-            yield from self._stream(shard)
+            yield from self._columns(shard) if plain and shard.kind != "text" else self._lines(shard)
         except Exception as error:
             if not is_damage(error):
                 raise
             yield _table([(None, f"{DAMAGED}: {error}")])
 
-    def _stream(self, shard: Shard) -> Iterator[pa.Table]:
-        cache = str(cache_folder() / "datasets")
+    def _lines(self, shard: Shard) -> Iterator[pa.Table]:
+        yield from _batches(Records(cache_dir=_cache(), config_id="default", shard=shard, reader=self))
+
+    def _columns(self, shard: Shard) -> Iterator[pa.Table]:
+        """The text column of a parquet file or of a JSON array."""
+        files = {"train": [shard.path]}
+        builder: datasets.DatasetBuilder
         if shard.kind == "parquet":
             self._check_column(shard, pq.read_schema(shard.path).names)
-            columnar = Parquet(
-                cache_dir=cache,
-                config_id="default",
-                data_files={"train": [shard.path]},
-                columns=[self.text_column],
-            )
-        elif shard.kind == "json" and not shard.remote and is_array(shard):
-            columnar = Json(cache_dir=cache, config_id="default", data_files={"train": [shard.path]})
+            columns = [self.text_column]
+            builder = Parquet(cache_dir=_cache(), config_id="default", data_files=files, columns=columns)
         else:
-            lines = Records(cache_dir=cache, config_id="default", shard=shard, reader=self)
-            yield from _batches(lines)
-            return
-        for table in _batches(columnar):
+            builder = Json(cache_dir=_cache(), config_id="default", data_files=files)
+        for table in _batches(builder):
             self._check_column(shard, table.column_names)
             text = table.column(self.text_column)
             if text.type not in (pa.string(), pa.large_string(), pa.string_view()):
@@ -90,6 +87,11 @@ class Reader:
                 f"{shard.name} has no field {self.text_column!r} but {', '.join(names)}: "
                 "name the one that holds the text with --text_column"
             )
+
+
+def _cache() -> str:
+    # Streaming keeps nothing there but a lock.
+    return str(cache_folder() / "datasets")
 
 
 def _batches(builder: datasets.DatasetBuilder) -> Iterator[pa.Table]:

@@ -13,7 +13,7 @@ from peft_pretraining.data.shards import Corpus, Shard, local_corpus
 from peft_pretraining.errors import UsageError
 
 _PROBES = 8
-_PROBED_CHUNKS = 48  # 12 MB: more than the longest record
+_PROBED_CHUNKS = 192  # 12 MB: more than the longest record
 
 
 def find_corpus(config: DataConfig) -> Corpus:
@@ -49,7 +49,7 @@ def _first_fault(shard: Shard, text_column: str) -> str | None:
         skipped, parser = Skipped(), DocumentParser(text_column, strict=False)
         with open_shard(shard, None, 0.0) as file:
             for rows in islice(split_records(file, shard.kind == "text"), _PROBED_CHUNKS):
-                if any(parser.text(shard, Record(0, *row), skipped) for row in rows):
+                if any(parser.text(shard, Record(0, shard.kind == "text", *row), skipped) for row in rows):
                     return None
     except OSError as error:
         if is_damage(error):

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # A row of n tokens is cut from the first _CHARACTERS_PER_TOKEN * n characters where those hold enough tokens.
 _CHARACTERS_PER_TOKEN = 8
+_LONGEST_WORD = 4096
+_WORD_END = re.compile(r"\S\s")
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -103,11 +105,12 @@ class Encoder:
 
 
 def _head(text: str, limit: int) -> str:
-    """The first words of a text, about `limit` characters."""
+    """The first words of a text, `limit` characters and up to the end of a word."""
     if len(text) <= limit:
         return text
-    match = re.compile(r"\S\s").search(text, limit)
-    return text if match is None else text[: match.start() + 1]
+    end = limit + _LONGEST_WORD
+    match = _WORD_END.search(text, limit, end)
+    return text[:end] if match is None else text[: match.start() + 1]
 
 
 def _token_bytes(

@@ -12,15 +12,14 @@ from peft_pretraining.data import DataConfig, TrainingData, Update, build_data, 
 
 VOCABULARY = 600
 GLOBAL_BATCH = 8
-_WORDS = "the a of model loss data over tokens and learning rate step with from small large deep row".split()
+_WORDS = ("the", "a", "of", "model", "loss", "data", "over", "and", "rate", "step", "with", "small", "deep", "row")
 
 
 def documents(count: int, seed: int = 0) -> list[str]:
     """Distinct documents of 3 to 60 words; the first word says which one it is."""
     draw = random.Random(seed)
     return [
-        f"doc{seed}x{index} " + " ".join(draw.choices(_WORDS, k=draw.randint(2, 59))) + "."
-        for index in range(count)
+        f"doc{seed}x{index} " + " ".join(draw.choices(_WORDS, k=draw.randint(2, 59))) + "." for index in range(count)
     ]
 
 
@@ -56,9 +55,7 @@ def save_tokenizer(folder: Path) -> Path:
         show_progress=False,
     )
     tokenizer.train_from_iterator(documents(300, seed=7), trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", bos_token="<s>"
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", bos_token="<s>")
     fast.save_pretrained(folder)
     return folder
 

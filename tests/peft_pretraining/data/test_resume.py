@@ -22,9 +22,7 @@ def uninterrupted(flags: dict[str, Any]) -> list[str]:
     return Ranks(**flags).digests(UPDATES)
 
 
-def test_a_chain_of_resumes_equals_the_uninterrupted_run(
-    flags: dict[str, Any], uninterrupted: list[str]
-) -> None:
+def test_a_chain_of_resumes_equals_the_uninterrupted_run(flags: dict[str, Any], uninterrupted: list[str]) -> None:
     run, seen = Ranks(**flags), []
     for updates in (0, 1, 7, 0, 1, 50, 3, 40, 18):
         seen += run.digests(updates)
@@ -32,9 +30,7 @@ def test_a_chain_of_resumes_equals_the_uninterrupted_run(
     assert seen == uninterrupted
 
 
-def test_a_resume_on_another_number_of_ranks_goes_on_exactly(
-    flags: dict[str, Any], uninterrupted: list[str]
-) -> None:
+def test_a_resume_on_another_number_of_ranks_goes_on_exactly(flags: dict[str, Any], uninterrupted: list[str]) -> None:
     run, seen = Ranks(1, **flags), []
     for updates, world_size in ((5, 2), (30, 4), (1, 8), (0, 1), (44, 2), (40, 1)):
         seen += run.digests(updates)
@@ -42,9 +38,7 @@ def test_a_resume_on_another_number_of_ranks_goes_on_exactly(
     assert seen == uninterrupted
 
 
-def test_workers_change_neither_the_rows_nor_the_position(
-    flags: dict[str, Any], uninterrupted: list[str]
-) -> None:
+def test_workers_change_neither_the_rows_nor_the_position(flags: dict[str, Any], uninterrupted: list[str]) -> None:
     state, seen = None, []
     for updates, workers in ((9, 3), (1, 2), (20, 1)):
         run = Ranks(state=state, **{**flags, "workers": workers})
@@ -114,9 +108,7 @@ def test_positions_of_different_updates_do_not_merge(flags: dict[str, Any]) -> N
         merge_states([one.state_dict(), two.state_dict()])
 
 
-def test_skipped_batches_are_passed_over_also_after_a_resume(
-    flags: dict[str, Any], uninterrupted: list[str]
-) -> None:
+def test_skipped_batches_are_passed_over_also_after_a_resume(flags: dict[str, Any], uninterrupted: list[str]) -> None:
     skipping = {**flags, "skip_batches": "2-3,6-6"}
     run = Ranks(**skipping)
     seen = run.digests(1)
