@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from loguru import logger
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from peft_pretraining.checkpoint import optimizer_state
@@ -145,7 +146,7 @@ def _write_optimizer(run: "Run", path: Path) -> None:
     from torch.distributed.checkpoint import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.api import CheckpointException
 
-    tensors = optimizer_state.state_tensors(run.optimizer, run.names)
+    tensors = _unshared(optimizer_state.state_tensors(run.optimizer, run.names))
     alone = run.world.world_size == 1
     with run.world.together(), _disk_errors():
         path.mkdir(exist_ok=True)
@@ -162,7 +163,20 @@ def _write_optimizer(run: "Run", path: Path) -> None:
     except CheckpointException as error:
         # It derives from BaseException and holds the failures of every rank.
         rank, (reason, _) = next(iter(error.failures.items()))
+        if not isinstance(reason, OSError | SafetensorError):
+            raise
         raise UsageError(f"process {rank}: {reason}") from error
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors that share memory with another (8-bit code tables do): safetensors refuses them."""
+    seen: set[int] = set()
+    separate = {}
+    for name, tensor in tensors.items():
+        memory = getattr(tensor, "_local_tensor", tensor).untyped_storage().data_ptr()
+        separate[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return separate
 
 
 def _plan_weights(model: nn.Module, path: Path) -> dict[str, Tensor]:
@@ -207,8 +221,6 @@ def _log_changes(before: dict[str, Any], after: dict[str, Any]) -> None:
 
 @contextmanager
 def _disk_errors() -> Iterator[None]:
-    from safetensors import SafetensorError
-
     try:
         yield
     except (OSError, SafetensorError) as error:
