@@ -39,6 +39,7 @@ class LowDimensionalStep(UpdateRule):
 
     decay: ClassVar[Decay] = "before"
     refreshes: ClassVar[bool] = True
+    moves: ClassVar[bool] = True
     side: pr.Side
     rank: int = 16
     rho: float = 0.908

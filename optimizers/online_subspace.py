@@ -56,6 +56,7 @@ class OnlineSubspaceStep(ProjectedStep):
     """A projected weight optimizer whose basis takes a step after every update but the first."""
 
     learns: ClassVar[bool] = True
+    moves: ClassVar[bool] = True
     learner: BasisOptimizer = BASIS_OPTIMIZERS["continuous"]
     orthogonality: float = 0.0
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -69,10 +71,21 @@ class UpdateKernel:
         weight.copy_(value)
 
 
+_serial = itertools.count()
+
+
 @functools.lru_cache(maxsize=4096)
 def compiled(kernel: UpdateKernel, signature: tuple) -> Callable[..., None]:
     """The compiled kernel for one signature of shapes and dtypes: one graph each, so nothing is ever recompiled."""
-    return torch.compile(lambda *args: kernel(*args), fullgraph=True, dynamic=False)
+
+    def update(*args):
+        kernel(*args)
+
+    # dynamo keys its cache by code object: without one of its own, every kernel would count as a recompilation.
+    own = types.FunctionType(
+        update.__code__.replace(co_name=f"update_{next(_serial)}"), globals(), None, None, update.__closure__
+    )
+    return torch.compile(own, fullgraph=True, dynamic=False)
 
 
 def signature(weight: Tensor, grad: Tensor | None, compressed: Tensor | None) -> tuple:

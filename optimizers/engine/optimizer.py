@@ -38,6 +38,7 @@ class EngineOptimizer(torch.optim.Optimizer):
         self.managed: dict[Tensor, ManagedParameter] = {}
         self.exchange: Exchange = Alone()
         self.pending: dict[Tensor, Tensor] = {}
+        self.trusts_gradients = False  # a loop that has looked at the norm sets it, and saves a wait for the device
         self.layers = PerLayerUpdates(self) if self.options.per_layer else None
         super().__init__(params, defaults)
 
@@ -112,6 +113,8 @@ class EngineOptimizer(torch.optim.Optimizer):
         elif grad is not None and not managed.refresh_if_due(grad):
             return False
         if managed.placement.mode == "owner" and not managed.ready:
+            return False
+        if managed.rule.moves and not self.trusts_gradients and grad is not None and not managed.finite(grad):
             return False
         managed.update(whole, compressed)
         return True

@@ -67,6 +67,8 @@ class ManagedParameter:
         self.state["step"] = torch.zeros((), dtype=torch.int64)
         if not self.placement.holds_state:
             return
+        if any(storage == "int8" for _, _, storage in self.specs):
+            precision.prepare_codes(self.param.device)
         for name, spec, storage in self.specs:
             for stored, (shape, dtype) in precision.layout(name, spec, storage).items():
                 self.state[stored] = sharding.allocate(shape, dtype, self.param, self.placement)
@@ -121,8 +123,7 @@ class ManagedParameter:
     def refresh(self, grad: Tensor) -> bool:
         """Refresh from the whole gradient, where this process holds the state; True when the state has changed."""
         whole = grad.float()
-        if not torch.isfinite(whole).all():
-            self.shared.warnings[f"{self.name}: non-finite gradient, the old basis stays"] += 1
+        if not self.finite(whole):
             return False
         rng = torch.Generator().manual_seed(self.seed(1, self.step + 1))
         values = self.values()
@@ -134,6 +135,13 @@ class ManagedParameter:
         if changed:
             self.keep(values, 2)
         return changed
+
+    def finite(self, grad: Tensor) -> bool:
+        """Whether the gradient is finite; counts a warning if not. Waits for the device."""
+        if torch.isfinite(grad).all():
+            return True
+        self.shared.warnings[f"{self.name}: non-finite gradient, the old basis stays"] += 1
+        return False
 
     def refresh_if_due(self, grad: Tensor) -> bool:
         """Refresh when its turn has come; False while it has never succeeded, so that no update can be made."""
@@ -155,6 +163,15 @@ class ManagedParameter:
     def update(self, grad: Tensor | None, compressed: Tensor | None = None) -> None:
         """Update weight and state from the whole gradient, or from its compressed form, or (neither) from what was
         accumulated in the rule's accumulator."""
+        try:
+            self._update(grad, compressed)
+        except torch.linalg.LinAlgError:
+            # Raised before anything is written: a rule decomposes before it changes its state.
+            self.shared.warnings[f"{self.name}: the SVD failed, the old basis stays"] += 1
+            return
+        self.state["step"] += 1
+
+    def _update(self, grad: Tensor | None, compressed: Tensor | None) -> None:
         step = self.step + 1
         kernel = self._kernel(step == 1, grad, compressed)
         weight = sharding.local(self.param)
@@ -167,7 +184,6 @@ class ManagedParameter:
             kernel.write(weight, local, values, seed)
         else:
             kernel(weight, grad, compressed, self.stored(), *self._numbers(step, eager=not self._compiles()))
-        self.state["step"] += 1
 
     def _compiles(self) -> bool:
         return self.shared.options.execution == "compiled" and self.rule.compilable and self.placement.mode != "owner"

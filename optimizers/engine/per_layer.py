@@ -42,7 +42,7 @@ class PerLayerUpdates:
         """Open an update of this many backward passes."""
         if micro_batches > 1 and not self.accumulates():
             raise ValueError(
-                f"{type(self.optimizer).__name__}: per_layer frees every gradient after its micro-batch, and this method "
+                f"{type(self.optimizer).__name__}: per_layer frees each gradient after its micro-batch, and this method "
                 f"needs the sum over all {micro_batches}; use one micro-batch an update (a larger batch_size), a "
                 "projected or momentum-only method, or leave out per_layer"
             )

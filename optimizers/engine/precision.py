@@ -6,8 +6,6 @@ row-major tensor, one float32 absolute maximum a block, a signed or an unsigned 
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -41,19 +39,26 @@ def layout(name: str, spec: StateSpec, storage: str) -> Layout:
     return {name: (spec.shape, getattr(torch, storage))}
 
 
-@functools.cache
-def code_map(signed: bool, device: torch.device) -> Tensor:
-    """The 256 values of the dynamic map, ascending; float32."""
-    return _bitsandbytes().create_dynamic_map(signed=signed).to(device)
+_CODES: dict[tuple[bool, torch.device], Tensor] = {}
 
 
-@functools.cache
-def _bitsandbytes():
+def prepare_codes(device: torch.device) -> None:
+    """Make the two maps of 256 ascending values on a device, before 8-bit state is used there.
+
+    Raises ValueError when bitsandbytes is not installed.
+    """
+    if device.type == "meta" or (True, device) in _CODES:
+        return
     try:
-        import bitsandbytes.functional as functional
+        from bitsandbytes.functional import create_dynamic_map
     except ImportError as error:
         raise ValueError("state_dtype='int8' needs the package bitsandbytes: pip install bitsandbytes") from error
-    return functional
+    for signed in (True, False):
+        _CODES[signed, device] = create_dynamic_map(signed=signed).to(device)
+
+
+def _codes(spec: StateSpec, device: torch.device) -> Tensor:
+    return _CODES[spec.kind != "second_moment", device]
 
 
 def load(name: str, spec: StateSpec, storage: str, stored: State) -> Tensor:
@@ -62,7 +67,7 @@ def load(name: str, spec: StateSpec, storage: str, stored: State) -> Tensor:
         return stored[name]
     if storage == "bfloat16":
         return stored[name].float()
-    code = code_map(spec.kind != "second_moment", stored[name].device)
+    code = _codes(spec, stored[name].device)
     return torch.ops.bitsandbytes.dequantize_blockwise(
         stored[name], stored[f"{name}_absmax"], code, BLOCK, torch.float32
     )
@@ -82,7 +87,7 @@ def store(
     elif storage == "bfloat16":
         target.copy_(round_stochastically(value, seed, part * value.numel()))
     else:
-        code = code_map(spec.kind != "second_moment", target.device)
+        code = _codes(spec, target.device)
         codes, absmax = torch.ops.bitsandbytes.quantize_blockwise(value.contiguous(), code, BLOCK)
         target.copy_(codes)
         stored[f"{name}_absmax"].copy_(absmax)

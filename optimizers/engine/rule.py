@@ -49,6 +49,8 @@ class UpdateRule:
     """True when `learn` needs the whole gradient at every update."""
     refreshes: ClassVar[bool] = False
     """True when `refresh` must have succeeded once before the first update can be made."""
+    moves: ClassVar[bool] = False
+    """True when a basis moves at every update: a non-finite gradient must then be kept away from the rule."""
     compilable: ClassVar[bool] = True
     """False when `direction` holds an operation that torch.compile cannot trace."""
     accumulator: ClassVar[str | None] = None
