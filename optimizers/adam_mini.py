@@ -137,7 +137,8 @@ class AdamMini(EngineOptimizer):
         return role
 
     def rule_for(self, group: dict[str, Any], param: Tensor) -> UpdateRule:
-        return BlockStep(self.block(group, param), *group["betas"], group["eps"])
+        beta1, beta2 = group["betas"]
+        return BlockStep(self.block(group, param), beta1, beta2, group["eps"])
 
     def block(self, group: dict[str, Any], param: Tensor) -> int:
         """Consecutive elements that share a second moment."""

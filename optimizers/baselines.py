@@ -55,7 +55,8 @@ class EngineAdamW(EngineOptimizer):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay), options)
 
     def rule_for(self, group: dict[str, Any], param: Tensor) -> UpdateRule:
-        return AdamStep(*group["betas"], group["eps"], eps_inside=True, decays_first=True)
+        beta1, beta2 = group["betas"]
+        return AdamStep(beta1, beta2, group["eps"], eps_inside=True, decays_first=True)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .engine.optimizer import EngineOptimizer
-from .engine.registry import Method, hyper, register
+from .engine.registry import Build, Method, hyper, register
 from .engine.routing import Route, everything, param_groups
 from .engine.rule import Decay, Scalars, State, StateSpec, UpdateRule
 from .primitives import projection as pr
@@ -134,12 +134,14 @@ def rotate(state: State, new: Tensor, side: pr.Side) -> None:
     def apply(matrix: Tensor, c: Tensor) -> Tensor:
         return matrix @ c if side == "right" else c @ matrix
 
-    rotated = None if m is None else apply(m, change)
+    if m is None:
+        if v is not None:
+            v.copy_(apply(v, change.square()).abs())
+        return
+    moved = apply(m, change)
     if v is not None:
-        mean, moved = (0.0, 0.0) if m is None else (m.square(), rotated.square())  # type: ignore[union-attr]
-        v.copy_((apply(v - mean, change.square()) + moved).abs())
-    if m is not None:
-        m.copy_(rotated)
+        v.copy_((apply(v - m.square(), change.square()) + moved.square()).abs())
+    m.copy_(moved)
 
 
 def side_of(proj_type: str, shape: Iterable[int]) -> pr.Side:
@@ -218,7 +220,8 @@ class GaLoreAdamW(ProjectedOptimizer):
         super().__init__(params, defaults, options)
 
     def inner_rule(self, group: dict[str, Any], projected: bool) -> WeightStep:
-        return AdamStep(*group["betas"], group["eps"], group["correct_bias"])
+        beta1, beta2 = group["betas"]
+        return AdamStep(beta1, beta2, group["eps"], group["correct_bias"])
 
 
 class GaLoreAdamW8bit(ProjectedOptimizer):
@@ -238,7 +241,8 @@ class GaLoreAdamW8bit(ProjectedOptimizer):
 
     def inner_rule(self, group: dict[str, Any], projected: bool) -> WeightStep:
         # bitsandbytes' own AdamW8bit, which serves unprojected parameters, decays before the step (0.50, CPU).
-        return AdamStep(*group["betas"], group["eps"], eps_inside=True, decays_first=not projected)
+        beta1, beta2 = group["betas"]
+        return AdamStep(beta1, beta2, group["eps"], eps_inside=True, decays_first=not projected)
 
 
 class GaLoreAdafactor(ProjectedOptimizer):
@@ -331,7 +335,7 @@ class LionSettings(ProjectionSettings):
     beta2: float = hyper(0.99, "decay of the momentum")
 
 
-def _build(kind: type[ProjectedOptimizer]):
+def _build(kind: Callable[..., ProjectedOptimizer]) -> Build:
     def build(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> ProjectedOptimizer:
         settings = dict(settings)
         group = {k: settings.pop(k) for k in ("rank", "update_proj_gap", "proj_type", "basis_method", "rotate_moments")}

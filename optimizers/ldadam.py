@@ -154,15 +154,17 @@ class LDAdamW(EngineOptimizer):
         super().__init__(params, defaults, options)
 
     def rule_for(self, group: dict[str, Any], param: Tensor) -> UpdateRule:
+        beta1, beta2 = group["betas"]
         if not group.get("enable_lowrank") or param.ndim != 2:
-            return AdamStep(*group["betas"], group["eps"], eps_inside=True, decays_first=True)
+            return AdamStep(beta1, beta2, group["eps"], eps_inside=True, decays_first=True)
         if group["proj_method"] not in PROJ_METHODS:
             raise ValueError(f"proj_method={group['proj_method']!r}: choose one of {', '.join(PROJ_METHODS)}")
         return LowDimensionalStep(
             _side(group["proj_type"], param.shape),
             group["rank"],
             group["rho"],
-            *group["betas"],
+            beta1,
+            beta2,
             group["eps"],
             group["proj_method"],
             group["error_feedback"],

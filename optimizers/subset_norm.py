@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from .engine.optimizer import EngineOptimizer
-from .engine.registry import Method, hyper, register
+from .engine.registry import Build, Method, hyper, register
 from .engine.routing import Route, everything, param_groups
 from .engine.rule import Scalars, State, StateSpec, UpdateRule
 from .primitives import moments
@@ -116,8 +116,8 @@ class AdamWSN(EngineOptimizer):
         super().__init__(params, defaults, options)
 
     def rule_for(self, group: dict[str, Any], param: Tensor) -> UpdateRule:
-        rule = SubsetNormStep if group.get("sn") and param.ndim == 2 else AdamStep
-        return rule(*group["betas"], group["eps"], group["correct_bias"])
+        kind = SubsetNormStep if group.get("sn") and param.ndim == 2 else AdamStep
+        return kind(**_adam_fields(group))
 
 
 class AdamWSNG(EngineOptimizer):
@@ -146,18 +146,23 @@ class AdamWSNG(EngineOptimizer):
     def rule_for(self, group: dict[str, Any], param: Tensor) -> UpdateRule:
         if group["subset_size"] == 0:
             raise ValueError("subset_size=0: give a positive size, or -j for sqrt(elements)/j")
-        arguments = (*group["betas"], group["eps"], group["correct_bias"])
+        arguments = _adam_fields(group)
         if not group.get("sn", True):
-            return AdamStep(*arguments)
+            return AdamStep(**arguments)
         subset = subset_length(param.numel(), group["subset_size"])
         if subset > 1:
-            return FlatSubsetNormStep(*arguments, subset)
+            return FlatSubsetNormStep(**arguments, subset=subset)
         if group["subset_size"] != 1 and tuple(param.shape) not in self._fallbacks:
             self._fallbacks.add(tuple(param.shape))
             logger.warning(
                 "no subset of 4 or more elements divides a tensor of shape %s: plain AdamW", tuple(param.shape)
             )
-        return AdamStep(*arguments)
+        return AdamStep(**arguments)
+
+
+def _adam_fields(group: dict[str, Any]) -> dict[str, Any]:
+    beta1, beta2 = group["betas"]
+    return {"beta1": beta1, "beta2": beta2, "eps": group["eps"], "correct_bias": group["correct_bias"]}
 
 
 @dataclass(frozen=True)
@@ -182,7 +187,7 @@ def _linears(model: nn.Module) -> list[dict[str, Any]]:
     return param_groups(model, [is_linear, Route("rest", everything, {"sn": False})])
 
 
-def _build(kind: type[EngineOptimizer]):
+def _build(kind: type[AdamWSN] | type[AdamWSNG]) -> Build:
     def build(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> EngineOptimizer:
         settings = dict(settings)
         betas = (settings.pop("beta1"), settings.pop("beta2"))

@@ -7,6 +7,7 @@ import itertools
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,8 +51,9 @@ class UpdateKernel:
         whole = None if grad is None else grad.float()
         # Under accumulation `compressed` is the sum over micro-batches and `grad` the last one's gradient.
         own = rule.compress(whole, state) if whole is not None and (compressed is None or rule.learns) else None
-        direction = rule.direction(own if compressed is None else compressed.float(), state, s, self.first)
-        if rule.learns and whole is not None:
+        given = own if compressed is None else compressed.float()
+        direction = rule.direction(given, state, s, self.first)  # type: ignore[arg-type]
+        if rule.learns and whole is not None and own is not None:
             rule.learn(whole, own, state, s, self.first)
         for index, (name, spec, fmt) in enumerate(self.specs):
             precision.store(name, spec, fmt, stored, state[name], seed + (index + 1) * 7919, self.part)
@@ -78,7 +80,7 @@ _serial = itertools.count()
 def compiled(kernel: UpdateKernel, signature: tuple) -> Callable[..., None]:
     """The compiled kernel for one signature of shapes and dtypes: one graph each, so nothing is ever recompiled."""
 
-    def update(*args):
+    def update(*args: Any) -> None:
         kernel(*args)
 
     # dynamo keys its cache by code object: without one of its own, every kernel would count as a recompilation.

@@ -98,6 +98,11 @@ class EngineOptimizer(torch.optim.Optimizer):
                     self.update_parameter(param, param.grad, self.pending.pop(param, None))
         return loss
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients, those that `distributed.synchronize` took from `.grad` too."""
+        self.pending.clear()
+        super().zero_grad(set_to_none)
+
     def update_parameter(self, param: Tensor, grad: Tensor | None, compressed: Tensor | None = None) -> bool:
         """Update one parameter from its gradient, or from what `distributed.synchronize` made of it.
 

@@ -42,8 +42,8 @@ class PerLayerUpdates:
         """Open an update of this many backward passes."""
         if micro_batches > 1 and not self.accumulates():
             raise ValueError(
-                f"{type(self.optimizer).__name__}: per_layer frees each gradient after its micro-batch, and this method "
-                f"needs the sum over all {micro_batches}; use one micro-batch an update (a larger batch_size), a "
+                f"{type(self.optimizer).__name__}: per_layer frees each gradient after its micro-batch, and this "
+                f"method needs the sum over {micro_batches}; use one micro-batch an update (a larger batch_size), a "
                 "projected or momentum-only method, or leave out per_layer"
             )
         self.micro_batches, self.max_norm = micro_batches, max_norm
@@ -89,9 +89,9 @@ class PerLayerUpdates:
 
     def _update(self, param: Tensor, grad: Tensor) -> None:
         """Update a parameter from its whole gradient, summed over processes."""
-        grad, compressed = distributed.reduce_gradient(self.optimizer, param, grad)
-        self._limit(self.optimizer.managed[param], grad if compressed is None else compressed)
-        self.optimizer.update_parameter(param, grad, compressed)
+        whole, compressed = distributed.reduce_gradient(self.optimizer, param, grad)
+        self._limit(whole if compressed is None else compressed)
+        self.optimizer.update_parameter(param, whole, compressed)
 
     def _add_compressed(self, managed: ManagedParameter, grad: Tensor) -> None:
         """Add the compressed gradient of a micro-batch; the basis is refreshed from the first one when due."""
@@ -107,7 +107,7 @@ class PerLayerUpdates:
 
     def _add_to_state(self, managed: ManagedParameter, grad: Tensor, opening: bool) -> None:
         """Add the gradient of a micro-batch to the rule's accumulator."""
-        self._limit(managed, grad, clip=False)
+        self._limit(grad, clip=False)
         whole = self._here(managed, grad)
         if whole is None:
             return
@@ -126,7 +126,7 @@ class PerLayerUpdates:
             learned = exchange.sum(grad) if managed.rule.learns and grad is not None else None
             if compressed is not None:
                 exchange.sum(compressed)
-                self._limit(managed, compressed)
+                self._limit(compressed)
             if managed.placement.mode == "owner":
                 learned = None if learned is None else self._here(managed, learned)
                 if sharding.agree(compressed is not None, managed.placement):
@@ -159,7 +159,7 @@ class PerLayerUpdates:
             return sharding.gather(sharding.local(grad), managed.param.shape, managed.placement)
         return sharding.local(grad)
 
-    def _limit(self, managed: ManagedParameter, grad: Tensor | None, clip: bool = True) -> None:
+    def _limit(self, grad: Tensor | None, clip: bool = True) -> None:
         """Take a non-finite gradient as zero and clip to max_norm, in place, without waiting for the device."""
         if grad is None:
             return

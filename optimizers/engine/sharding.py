@@ -42,7 +42,7 @@ class Placement:
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor."""
-    return tensor.to_local() if is_sharded(tensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -48,7 +48,7 @@ def singular_basis(matrix: Tensor, rank: int, side: Side) -> Tensor:
     return (vh[:r] if side == "right" else u[:, :r]).contiguous()
 
 
-def randomized_basis(matrix: Tensor, rank: int, side: Side, rng: torch.Generator, iterations: int = 2) -> Tensor:
+def randomized_basis(matrix: Tensor, rank: int, side: Side, rng: torch.Generator, iterations: int = 1) -> Tensor:
     """An orthonormal basis of nearly the leading singular subspace, by randomized subspace iteration.
 
     Halko, Martinsson & Tropp, arXiv 0909.4061, algorithm 4.4. The iteration runs on the smaller side of the matrix,
