@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.optimizers.comparison import compare
 from tests.optimizers.problems import Problem, llama_shapes, random_problem
+from tests.oracles.cases import oracle_for
 
 FEW = settings(max_examples=12, deadline=None, derandomize=True)
 sizes = st.integers(1, 20)
@@ -78,6 +78,13 @@ def test_subset_norm_general(shape: tuple[int, ...], seed: int, decay: float, sc
             subset_size=subset,
         )
     )
+
+
+@pytest.mark.parametrize("subset", [-2, -1, 5, 7])
+@pytest.mark.parametrize("numel", [4, 6, 9, 10, 14, 15, 16, 22, 31, 49])
+def test_subsets_of_fewer_than_four_are_plain_adam(numel: int, subset: int) -> None:
+    """Divisors of 2 and 3 are what the wanted size is lowered to for most of these."""
+    check(random_problem("AdamWSNG", {"w": (numel,)}, [{"params": ["w"]}], 9, subset_size=subset))
 
 
 @FEW
@@ -279,6 +286,21 @@ def test_ldadam_with_randomized_svd(feedback: bool, shape: tuple[int, int]) -> N
     """The oracle takes the drawn basis; that it is a good one is for the basis's own test."""
     this = ldadam(shape, 4, 8, weight_decay=0.5, proj_method="svd_lowrank", error_feedback=feedback)
     check(this, only_oracle={"proj_method": "given"})
+
+
+@pytest.mark.parametrize("feedback", [True, False])
+@pytest.mark.parametrize("shape", [(14, 6), (6, 14)])
+def test_ldadam_where_the_carried_variance_is_negative(feedback: bool, shape: tuple[int, int]) -> None:
+    """Growing gradients and a short momentum make (m/c1)^2 exceed v/c2: the sum in the change of basis turns negative,
+    and its absolute value is what the paper keeps."""
+    this = ldadam(shape, 4, 8, error_feedback=feedback, betas=(0.2, 0.99))
+    for update, gradients in enumerate(this.gradients):
+        gradients["w"] *= 2.0**update
+    oracle = oracle_for("LDAdamW", "w", this.start["w"], this.settings("w"))
+    for update, gradients in enumerate(this.gradients):
+        oracle.step(gradients["w"], this.lr(update))
+    assert oracle.smallest_carried < 0
+    check(this)
 
 
 @FEW

@@ -3,7 +3,7 @@
 In bfloat16 with nearest rounding, 0.999 v rounds back to v, so v could only grow. Weights here are bfloat16, beta2 is
 0.999 wherever the method has one, and the exact average is the float64 oracle's, fed with the very same gradients.
 
-8-bit codes are rounded to the nearest, which shrinks with its block's maximum but follows single elements coarsely: over
+8-bit codes are rounded to the nearest: they shrink with their block's maximum, but single elements follow coarsely. In
 600 large and 3000 small updates their mean ends 11% too high (24% in GaLore's small space), bitsandbytes' own alike.
 """
 

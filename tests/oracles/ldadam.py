@@ -41,6 +41,7 @@ class LDAdam(ParameterOracle):
         self.v: Tensor | None = None
         self.error = torch.zeros_like(self.weight)
         self.given: Tensor | None = None
+        self.smallest_carried = torch.inf
 
     def update(self, gradient: Tensor, lr: float) -> None:
         g = gradient + self.error
@@ -81,7 +82,9 @@ class LDAdam(ParameterOracle):
         change = new.T @ self.basis
         m = change @ self.m
         variance = self.v / c2 - (self.m / c1) ** 2
-        self.v = (change**2 @ variance + (m / c1) ** 2).abs() * c2
+        carried = change**2 @ variance + (m / c1) ** 2
+        self.smallest_carried = min(self.smallest_carried, carried.min().item())
+        self.v = carried.abs() * c2
         self.m, self.basis = m, new
 
     def _adam(self, r: Tensor, lr: float) -> None:
