@@ -9,6 +9,8 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from loguru import logger
 from transformers import LlamaConfig
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from peft_pretraining.errors import UsageError
 
@@ -31,7 +33,7 @@ def load_llama_config(path: str | Path) -> LlamaConfig:
     try:
         config = LlamaConfig.from_dict(values)
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[-1].strip()
+        reason = str(error).splitlines()[-1].strip().rstrip(".")
         raise UsageError(f"--model_config {file}: {reason}. Correct this in the file") from error
     _check_values(config, file)
     return config
@@ -81,8 +83,11 @@ def _check_values(config: LlamaConfig, file: Path) -> None:
     assert config.num_key_value_heads and config.head_dim  # LlamaConfig fills both in
     if config.num_attention_heads % config.num_key_value_heads:
         refuse("num_key_value_heads", f"It must divide num_attention_heads, {config.num_attention_heads}")
-    if config.head_dim % 2:
-        refuse("head_dim", "Rotary position embeddings need an even one")
+    if config.hidden_act not in ACT2FN:
+        refuse("hidden_act", "LLaMA's is silu")
+    rope_types = ("default", *ROPE_INIT_FUNCTIONS)
+    if config.rope_parameters["rope_type"] not in rope_types:
+        refuse("rope_parameters", f"rope_type is one of {', '.join(rope_types)}")
     for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
         token = getattr(config, key)
         if isinstance(token, int) and not 0 <= token < config.vocab_size:
