@@ -141,6 +141,18 @@ def test_ldadam_at_full_rank_in_the_identity_basis_is_adam(
     assert_same(ours, moved(adamw((0.9, 0.99), decay=decay), shape, disjoint_until=UPDATES))
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", ["GaLoreAdamW", "GaLoreAdamW8bit"])
+def test_rotated_moments_survive_a_refresh(kind: str, shape: tuple[int, int]) -> None:
+    """A refresh before every update, each basis a permutation: with its moments carried along this still is Adam."""
+
+    def make(weights: list[nn.Parameter]) -> Any:
+        group = {"params": weights, "rank": 100, "update_proj_gap": 1, "scale": 1.0, "rotate_moments": True}
+        return getattr(optimizers, kind)([group], lr=0.01, eps=1e-12, weight_decay=0.0)
+
+    assert_same(moved(make, shape, disjoint_until=UPDATES), moved(adamw(), shape, disjoint_until=UPDATES))
+
+
 @FEW
 @given(shapes, st.integers(0, 2**20))
 def test_subsets_of_one_element_are_adam(shape: tuple[int, ...], seed: int) -> None:

@@ -1,0 +1,122 @@
+"""What each parameter is given: group settings, roles, routes, and the learning rates that are applied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaForCausalLM
+
+import optimizers
+from tests.optimizers.comparison import compare
+from tests.optimizers.makers import GALORE
+from tests.optimizers.models import tiny_llama
+from tests.optimizers.problems import random_problem
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_ldadam_group_settings_stay_in_their_group(order: tuple[int, ...]) -> None:
+    """Rank and rho of one group used to leak into those that follow; here one group leaves both to the defaults."""
+    groups: list[dict[str, Any]] = [
+        {"params": ["a"], "enable_lowrank": True, "rank": 2, "rho": 0.5},
+        {"params": ["b"], "enable_lowrank": True},
+        {"params": ["c"]},
+    ]
+    shapes = {"a": (30, 20), "b": (30, 20), "c": (30, 20)}
+    problem = random_problem("LDAdamW", shapes, [groups[i] for i in order], 3)
+    problem.adds_to_gradient = True
+    result = compare(problem)
+    assert result.deviation <= result.limit, result
+
+
+@pytest.mark.parametrize("class_name", GALORE)
+def test_galore_group_settings_stay_in_their_group(class_name: str) -> None:
+    groups: list[dict[str, Any]] = [
+        {"params": ["a"], "rank": 2, "update_proj_gap": 2, "scale": 1.5, "proj_type": "left", "lr": 0.02},
+        {"params": ["b"], "rank": 4, "update_proj_gap": 5, "scale": 0.1, "proj_type": "right", "weight_decay": 0.7},
+        {"params": ["c"]},
+    ]
+    shapes = {"a": (9, 7), "b": (9, 7), "c": (9, 7)}
+    problem = random_problem(class_name, shapes, groups, 4, weight_decay=0.0)
+    result = compare(problem)
+    assert result.deviation <= result.limit, result
+
+
+def mini(*named: tuple[str, tuple[int, ...]], **more: Any) -> Any:
+    pairs = [(name, nn.Parameter(torch.ones(shape))) for name, shape in named]
+    return optimizers.AdamMini(pairs, **{"dim": 8, "n_heads": 2, **more})
+
+
+@pytest.mark.parametrize("name", ["layers.0.self_attn.qkv_proj.weight", "h.0.attn.c_attn.weight", "encoder.mystery"])
+def test_adam_mini_refuses_what_it_would_have_to_guess(name: str) -> None:
+    with pytest.raises(ValueError, match=name.split(".")[-2]):
+        mini((name, (24, 8)))
+
+
+def test_adam_mini_takes_stated_roles() -> None:
+    """The stated role decides the block: one second moment a row, or one a head of four rows."""
+    for role, expected in (("value", 8), ("query", 2)):
+        optimizer = mini(("encoder.mystery", (8, 8)), roles={"mystery": role})
+        (state,) = optimizer.state.values()
+        assert min(t.numel() for k, t in state.items() if k != "step") == expected
+
+
+def test_adam_mini_refuses_rows_that_do_not_divide_into_heads() -> None:
+    with pytest.raises(ValueError, match="head"):
+        mini(("layers.0.self_attn.q_proj.weight", (9, 8)))
+
+
+def tied_llama() -> LlamaForCausalLM:
+    model = tiny_llama()
+    model.lm_head.weight = model.model.embed_tokens.weight
+    model.config.tie_word_embeddings = True
+    return model
+
+
+def test_adam_mini_refuses_a_tied_matrix_by_name() -> None:
+    with pytest.raises(ValueError, match="embed_tokens"):
+        optimizers.build_optimizer("adam_mini", tied_llama(), lr=0.01)
+
+
+def test_subset_norm_treats_a_tied_embedding_as_the_linear() -> None:
+    """One second moment a row, where an embedding of its own would have one an element."""
+    for model, linear in ((tied_llama(), True), (tiny_llama(), False)):
+        optimizer = optimizers.build_optimizer("adamw_sn", model, lr=0.01, beta1=0.0)
+        embedding = model.model.embed_tokens.weight
+        elements = sum(t.numel() for k, t in optimizer.state[embedding].items() if k != "step")
+        assert elements == (embedding.shape[0] if linear else embedding.numel())
+
+
+@pytest.mark.parametrize("name", ["galore_adamw", "ldadamw"])
+def test_low_rank_methods_project_attention_and_mlp_only(name: str) -> None:
+    model = tiny_llama()
+    optimizer = optimizers.build_optimizer(name, model, lr=0.01, rank=4)
+    projected = {n for n, p in model.named_parameters() if "basis" in optimizer.state[p]}
+    expected = {n for n, p in model.named_parameters() if p.dim() == 2 and ("attn" in n or "mlp" in n)}
+    assert projected == expected and len(expected) == 7
+
+
+def test_effective_learning_rates_include_the_scale() -> None:
+    optimizer = optimizers.build_optimizer("galore_adamw", tiny_llama(), lr=0.02, rank=4, galore_scale=0.25)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    assert sorted(optimizer.effective_learning_rates().values()) == pytest.approx([0.0025, 0.01])
+
+
+def test_routing_table_names_every_route_and_the_total() -> None:
+    model = tiny_llama()
+    optimizer = optimizers.build_optimizer("galore_adamw", model, lr=0.02, rank=4)
+    table = optimizer.routing_table()
+    assert "64x64" in table and "96x64" in table and "total" in table
+    assert f"{optimizer.state_bytes() / 1e6:.2f}" in table.splitlines()[-1]
+
+
+def test_one_element_and_prime_tensors_of_the_general_subset_norm_are_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    weights = [nn.Parameter(torch.ones(13)) for _ in range(3)]
+    with caplog.at_level("WARNING"):
+        optimizers.AdamWSNG(weights, subset_size=5)
+    assert len(caplog.records) == 1 and "13" in caplog.text
