@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from peft_pretraining.errors import UsageError
@@ -14,7 +15,7 @@ from peft_pretraining.errors import UsageError
 
 def load_checkpoint(
     folder: str | Path, device: torch.device | str = "cpu"
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
     """The model in eval mode and its tokenizer from a `model_N` folder. Raises UsageError if it is none."""
     if not (Path(folder) / "config.json").is_file():
         raise UsageError(f"{folder}: no checkpoint (no config.json there). Give a model_N folder of a run")
@@ -25,11 +26,11 @@ def load_checkpoint(
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"{folder}: the checkpoint cannot be read ({reason}). Use another one") from error
-    return model.to(device).eval(), tokenizer
+    return nn.Module.to(model, device).eval(), tokenizer
 
 
 def continue_text(
-    model: PreTrainedModel,
+    model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
     prompt: str,
     *,
@@ -48,14 +49,14 @@ def continue_text(
         raise UsageError("the prompt has no tokens. Give a word or more to continue")
     torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
-    tokens = model.generate(
+    tokens = model.generate(  # type: ignore[misc]  # its mixin is typed for a protocol
         input_ids=encoded["input_ids"],
         attention_mask=encoded["attention_mask"],
         max_new_tokens=max_tokens,
         pad_token_id=tokenizer.pad_token_id,
         **sampling,
     )
-    return tokenizer.decode(tokens[0], skip_special_tokens=True)
+    return str(tokenizer.decode(tokens[0], skip_special_tokens=True))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

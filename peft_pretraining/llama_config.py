@@ -59,9 +59,7 @@ def _read_json_object(file: Path) -> dict[str, Any]:
 def _check_keys(values: dict[str, Any], file: Path) -> None:
     model_type = values.get("model_type", "llama")
     if model_type != "llama":
-        raise UsageError(
-            f"--model_config {file}: model_type {model_type!r} is not supported. Only 'llama' is"
-        )
+        raise UsageError(f"--model_config {file}: model_type {model_type!r} is not supported. Only 'llama' is")
     missing = [key for key in _SIZES if key not in values]
     if missing:
         raise UsageError(f"--model_config {file}: lacks {', '.join(missing)}. Add them, see {_EXAMPLE}")
@@ -80,13 +78,13 @@ def _check_values(config: LlamaConfig, file: Path) -> None:
     for key in (*_SIZES, "num_key_value_heads", "head_dim"):
         if getattr(config, key) < 1:
             refuse(key, "It must be at least 1")
-    assert config.num_key_value_heads and config.head_dim  # LlamaConfig fills both in
+    assert config.num_key_value_heads and config.rope_parameters  # LlamaConfig fills both in
     if config.num_attention_heads % config.num_key_value_heads:
         refuse("num_key_value_heads", f"It must divide num_attention_heads, {config.num_attention_heads}")
     if config.hidden_act not in ACT2FN:
         refuse("hidden_act", "LLaMA's is silu")
     rope_types = ("default", *ROPE_INIT_FUNCTIONS)
-    if config.rope_parameters["rope_type"] not in rope_types:
+    if config.rope_parameters.get("rope_type") not in rope_types:
         refuse("rope_parameters", f"rope_type is one of {', '.join(rope_types)}")
     for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
         token = getattr(config, key)
