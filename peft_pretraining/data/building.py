@@ -62,7 +62,7 @@ def _find(config: DataConfig, vocab_size: int) -> tuple[Corpus, "PreTrainedToken
     corpus = find_corpus(config)
     if name == "builtin":
         return corpus, check_tokenizer(builtin_tokenizer(vocab_size), name, vocab_size)
-    return corpus, load_tokenizer(name, vocab_size)
+    return corpus, load_tokenizer(name, vocab_size, config.data_timeout)
 
 
 def _from_first_rank(make: Callable[[], Value], rank: int, world_size: int) -> Value:

@@ -11,6 +11,7 @@ import numpy as np
 from filelock import FileLock
 from loguru import logger
 
+from peft_pretraining.data.background import Background
 from peft_pretraining.data.cache import cache_folder
 from peft_pretraining.data.config import DataConfig
 from peft_pretraining.data.documents import DocumentParser, is_held_out
@@ -117,7 +118,7 @@ class EvaluationSet:
         parser = DocumentParser(self._config.text_column, self._config.strict_data)
         skipped, texts = Skipped(), list[str]()
         for shard in self._corpus.validation or self._corpus.train:
-            for records in reader.records(shard):
+            for records in Background(reader.records(shard), shard.name, self._config.data_timeout):
                 found = (parser.text(shard, record, skipped) for record in records)
                 texts += [t for t in found if t and (not self._corpus.hold_out or is_held_out(t))]
                 if len(texts) >= _DOCUMENTS_AT_ONCE:

@@ -1,8 +1,10 @@
 """Opens shards as streams of decompressed bytes that bear faults of the network."""
 
+import gzip
 import io
 import random
 import time
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +22,10 @@ _LONGEST_WAIT = 30.0
 
 def is_transient(error: BaseException) -> bool:
     """Whether a remote read is worth repeating: refused for now, or the connection failed."""
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+    if isinstance(error, OfflineModeIsEnabled):
+        return False
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code if error.response is not None else 500
         return status in (408, 425, 429) or status >= 500
@@ -105,12 +109,14 @@ def open_shard(shard: Shard, filesystem: Any, timeout: float) -> Any:
         raw = open(shard.path, "rb", buffering=_BUFFER)  # noqa: SIM115
     if shard.compression is None:
         return raw
+    if shard.compression == "gzip":
+        return gzip.GzipFile(fileobj=raw)
     return pa.CompressedInputStream(pa.PythonFile(raw, "r"), shard.compression)
 
 
 def is_damage(error: BaseException) -> bool:
     """Whether bytes were read but make no sense: a truncated or corrupt file, not one out of reach."""
-    if isinstance(error, pa.ArrowInvalid | UnicodeDecodeError | EOFError):
+    if isinstance(error, pa.ArrowInvalid | UnicodeDecodeError | EOFError | zlib.error):
         return True
     # The decompressors report corruption as an OSError that no system call made.
     return isinstance(error, OSError) and error.errno is None and not is_transient(error)

@@ -1,5 +1,6 @@
 """allenai/c4 on the Hugging Face hub: one list of its files, at one commit."""
 
+from collections.abc import Callable
 from typing import Any
 
 from peft_pretraining.data.faults import REMEDIES, DataError
@@ -10,7 +11,7 @@ from peft_pretraining.errors import UsageError
 REPOSITORY = "allenai/c4"
 _FOLDER = "en"
 # A hub that cannot be reached at all is reported soon; one that answers "not now" is waited for.
-_UNREACHABLE_AFTER = 15.0
+_UNREACHABLE_AFTER = 8.0
 
 
 def hub_corpus(revision: str, timeout: float) -> Corpus:
@@ -21,37 +22,44 @@ def hub_corpus(revision: str, timeout: float) -> Corpus:
     from huggingface_hub import HfApi, HfFileSystem
 
     filesystem = HfFileSystem()
+    what = f"the file list of {REPOSITORY}"
     try:
-        commit = _ask(lambda: HfApi().dataset_info(REPOSITORY, revision=revision).sha, timeout)
+        commit = ask_hub(lambda: HfApi().dataset_info(REPOSITORY, revision=revision).sha, what, timeout)
         folder = f"datasets/{REPOSITORY}@{commit}/{_FOLDER}"
-        entries = _ask(lambda: filesystem.ls(folder, detail=True), timeout)
+        entries = ask_hub(lambda: filesystem.ls(folder, detail=True), what, timeout)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
-            f"--dataset c4: the hub's list of {REPOSITORY} ({revision}) cannot be read: {reason}; {REMEDIES}"
+            f"--dataset c4: {what} ({revision}) cannot be read from the hub: {reason_of(error)}; {REMEDIES}"
         ) from error
     return Corpus(_shards(entries, "c4-train."), _shards(entries, "c4-validation."), filesystem, revision=str(commit))
 
 
-def _ask(question: Any, timeout: float) -> Any:
+def ask_hub(question: Callable[[], Any], what: str, timeout: float) -> Any:
+    """The hub's answer. An error status that may pass is waited out for `timeout` seconds, silence not as long."""
     from huggingface_hub.errors import HfHubHTTPError
+
+    answers: list[Exception] = []
 
     def answered() -> Any:
         try:
             return question()
         except HfHubHTTPError as error:
-            if error.response is not None:
-                refused.append(error)
+            answers.append(error)
             raise
 
-    refused: list[Exception] = []
-    what = f"the file list of {REPOSITORY}"
     try:
         return with_retries(answered, what, min(timeout, _UNREACHABLE_AFTER))
     except DataError:
-        if not refused:
+        if not answers:
             raise
         return with_retries(answered, what, timeout)
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line that says why; that of the cause where retries gave up."""
+    if isinstance(error, DataError) and error.__cause__ is not None:
+        error = error.__cause__
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def _shards(entries: list[dict[str, Any]], prefix: str) -> tuple[Shard, ...]:

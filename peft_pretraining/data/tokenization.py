@@ -1,13 +1,14 @@
 """Tokenizers, and documents as token ids."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from peft_pretraining.data.faults import REMEDIES
+from peft_pretraining.data.hub import ask_hub, reason_of
 from peft_pretraining.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,21 +21,43 @@ _WORD_END = re.compile(r"\S\s")
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
-def load_tokenizer(name: str, vocab_size: int) -> "PreTrainedTokenizerFast":
-    """The fast tokenizer of a hub name or a folder, with an EOS and a pad token. Raises UsageError."""
-    from transformers import AutoTokenizer
+def load_tokenizer(name: str, vocab_size: int, timeout: float) -> "PreTrainedTokenizerFast":
+    """The fast tokenizer of a hub name or a folder, with an EOS and a pad token. Raises UsageError.
 
+    One that the hub's cache holds is taken from there without asking the hub.
+    """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        tokenizer = _from_disk(name) or _from_hub(name, timeout)
+    except Exception as error:
         raise UsageError(
-            f"--tokenizer {name} cannot be loaded ({reason}): {REMEDIES}; --tokenizer builtin goes with any "
-            "--dataset, as does the folder of a saved tokenizer"
+            f"--tokenizer {name} cannot be loaded: {reason_of(error)}; check the network or set HF_ENDPOINT to a "
+            "mirror; or give the folder of a saved tokenizer; or use --tokenizer builtin, which goes with any "
+            "--dataset and needs no network"
         ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise UsageError(f"--tokenizer {name} has no fast version (tokenizer.json): choose another")
     return check_tokenizer(tokenizer, name, vocab_size)
+
+
+def _from_disk(name: str) -> Any:
+    """None where the tokenizer is no folder and not in the hub's cache."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+    except Exception:
+        if os.path.isdir(name):
+            raise
+        return None
+
+
+def _from_hub(name: str, timeout: float) -> Any:
+    from huggingface_hub import HfApi
+    from transformers import AutoTokenizer
+
+    # Without an answer transformers would try for most of a minute.
+    ask_hub(lambda: HfApi().model_info(name), f"the tokenizer {name}", timeout)
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 def check_tokenizer(tokenizer: Any, name: str, vocab_size: int) -> "PreTrainedTokenizerFast":
