@@ -21,9 +21,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(
-    folder: Path, *more: str, processes: int | None = None, restarts: int = 0
-) -> "subprocess.Popen[bytes]":
+def start(folder: Path, *more: str, processes: int | None = None, restarts: int = 0) -> "subprocess.Popen[bytes]":
     """A run of LONG updates in a process group of its own."""
     words = command(folder, *more, "--continue_from", "auto", processes=processes, updates=LONG)
     if restarts:
@@ -123,7 +121,10 @@ def test_a_preempted_run_goes_on_to_the_same_lines(tmp_path: Path) -> None:
     assert process.wait(timeout=30) == 75
     done = len(losses(folder))
     end = str(done + 10)
-    assert train_here(folder, *more, "--continue_from", "auto", "--scheduler", "constant", "--num_training_steps", end) == 0
+    assert (
+        train_here(folder, *more, "--continue_from", "auto", "--scheduler", "constant", "--num_training_steps", end)
+        == 0
+    )
     lines = records(folder)
     assert [(line["update_step"], "loss" in line) for line in lines] == [
         (update, kind) for update in range(1, done + 11) for kind in (True, False)

@@ -235,9 +235,7 @@ def test_state_is_keyed_by_name_and_keeps_its_dtypes() -> None:
     json.dumps(described)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"save_every": 0}, {"keep_checkpoints": 0}, {"continue_from": "auto"}]
-)
+@pytest.mark.parametrize("wrong", [{"save_every": 0}, {"keep_checkpoints": 0}, {"continue_from": "auto"}])
 def test_impossible_flags(wrong: dict) -> None:
     with pytest.raises(UsageError):
         CheckpointConfig(**wrong)
