@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import optimizers
 from tests.optimizers.comparison import basis_in
+from tests.optimizers.problems import build, random_problem, run_updates
 from tests.optimizers.stored import stored_value
 from tests.oracles.cases import oracle_for
 from tests.oracles.galore import GaLore
@@ -153,3 +154,33 @@ def test_stochastic_rounding_keeps_small_steps(rounding: str, expected: float) -
         optimizer.step()
     moved = (weight.detach().double().mean() - 1).item() / (60 * step_size)
     assert abs(moved - expected) <= 0.01
+
+
+@pytest.mark.parametrize("class_name", ["AdamWSN", "AdamWSNG", "SGDBoost", "LDAdamW", "GaLoreAdamW", "GaLoreLion"])
+@pytest.mark.parametrize("proj_type", ["std", "continuous"])
+def test_bfloat16_weights_get_float32_updates(class_name: str, proj_type: str) -> None:
+    """Each of 4 updates of bfloat16 weights from bfloat16 gradients is off by the rounding of the weight alone: half a
+    spacing, at most 2^-8 of its size."""
+    group: dict[str, Any] = {"params": ["w"], "sn": True}
+    if class_name == "LDAdamW":
+        group = {"params": ["w"], "enable_lowrank": True, "rank": 4, "rho": 0.9}
+    elif class_name.startswith("GaLore"):
+        group = {"params": ["w"], "rank": 4, "update_proj_gap": 3, "scale": 0.5, "proj_type": proj_type}
+    elif proj_type == "continuous":
+        pytest.skip("no projection here")
+    problem = random_problem(class_name, {"w": (12, 9)}, [group], 6, updates=4, weight_decay=0.1)
+    problem.start = {"w": problem.start["w"].bfloat16()}
+    problem.gradients = [{"w": g["w"].bfloat16()} for g in problem.gradients]
+    problem.adds_to_gradient = class_name == "LDAdamW"
+    optimizer, weights = build(problem, torch.bfloat16)
+    oracle = oracle_for(class_name, "w", problem.start["w"], problem.settings("w"))
+    allowed = torch.zeros_like(oracle.weight)
+    for update, gradients in enumerate(problem.gradients):
+        run_updates(problem, optimizer, weights, update, update + 1)
+        if isinstance(oracle, GaLore):
+            oracle.step(gradients["w"], 0.01, basis_in(optimizer.state[weights["w"]], proj_type, weights["w"].shape))
+        else:
+            oracle.step(gradients["w"], 0.01)
+        allowed += oracle.weight.abs() * 2.0**-8 * 1.02 + 1e-5
+    undecided = getattr(oracle, "closest_to_flip", torch.ones(())) < 1e-4
+    assert ((weights["w"].detach().double() - oracle.weight).abs() <= allowed)[~undecided.expand_as(allowed)].all()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import optimizers
-from tests.optimizers.makers import CONTINUOUS, METHODS, PROJ_METHODS, PROJECTIONS
+from tests.optimizers.makers import CONTINUOUS, GALORE, METHODS, PROJ_METHODS, PROJECTIONS
 from tests.optimizers.models import loss_of, tiny_llama
 from tests.optimizers.test_guards import gradients_of, step, weights_of
 
@@ -239,3 +239,21 @@ def test_added_parameter_group_has_state_and_moves(name: str) -> None:
         step(other, fresh[1:], gradients_of(update, fresh)[1:])
     if "random" not in name and "lowrank" not in name:  # drawn bases differ by the parameter's place
         assert torch.equal(weights[1], fresh[1])
+
+
+@pytest.mark.parametrize("kind", GALORE)
+def test_initial_learning_rate_of_a_continuous_basis_is_saved(kind: str) -> None:
+    """The basis learns at lr_t / lr_0: a resumed run constructed with another lr must go on with the old lr_0."""
+    straight, resumed = weights_of((7, 5)), weights_of((7, 5))
+    one, two = (METHODS[f"{kind}-continuous"](w, lr=lr) for w, lr in ((straight, 0.01), (resumed, 0.5)))
+    for update in range(3):
+        step(one, straight, gradients_of(update, straight))
+    two.load_state_dict(through_a_file(one.state_dict()))
+    resumed[0].data.copy_(straight[0].data)
+    for weights, optimizer in ((straight, one), (resumed, two)):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.004
+        for update in range(3, 6):
+            step(optimizer, weights, gradients_of(update, weights))
+    assert torch.equal(straight[0], resumed[0])
+    assert_equal_states(one, two)
