@@ -5,7 +5,7 @@ import json
 
 from loguru import logger
 
-from peft_pretraining.data.faults import DAMAGED, EMPTY, INVALID_JSON, INVALID_UTF8, NO_TEXT, Skipped
+from peft_pretraining.data.faults import DAMAGED, EMPTY, INVALID_JSON, INVALID_UTF8, NO_TEXT, NOT_TEXT, Skipped
 from peft_pretraining.data.lines import Record
 from peft_pretraining.data.shards import Shard
 from peft_pretraining.errors import UsageError
@@ -51,6 +51,8 @@ class DocumentParser:
             return None, NO_TEXT
         try:
             text = record.data.decode().removeprefix("\ufeff")
+            if record.plain and "\0" in text:
+                return None, NOT_TEXT
             if record.plain or not text.strip():
                 return (text, None) if text.strip() else (None, None)
             return self._field(json.loads(text))

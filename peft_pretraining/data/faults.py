@@ -11,6 +11,7 @@ REMEDIES = (
 INVALID_JSON = "invalid JSON"
 INVALID_UTF8 = "invalid UTF-8"
 NO_TEXT = "no text"
+NOT_TEXT = "not text"
 EMPTY = "empty"
 TOO_LONG = "too long"
 DAMAGED = "damaged"

@@ -28,8 +28,8 @@ _USUAL_LANES = 16
 def choose_lanes(wanted: int | None, global_batch: int, world_size: int) -> int:
     """The number of lanes: `wanted`, or about 16. It divides an update's sequences, and the processes divide it.
 
-    Of the possible numbers the one with most divisors is taken: it allows most numbers of processes on resume.
-    Raises UsageError.
+    Of the possible numbers the one with most divisors is taken, even ones first: it allows most numbers of
+    processes on resume. Raises UsageError.
     """
     possible = [n for n in range(world_size, global_batch + 1, world_size) if global_batch % n == 0]
     if not possible:
@@ -42,7 +42,7 @@ def choose_lanes(wanted: int | None, global_batch: int, world_size: int) -> int:
             )
         return wanted
     usual = [n for n in possible if n <= max(_USUAL_LANES, 2 * world_size)]
-    return max(usual or possible[:1], key=lambda n: (sum(n % d == 0 for d in range(1, n + 1)), n))
+    return max(usual or possible[:1], key=lambda n: (sum(n % d == 0 for d in range(1, n + 1)), n & -n, n))
 
 
 @dataclass(frozen=True)

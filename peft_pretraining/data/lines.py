@@ -71,7 +71,7 @@ def is_array(shard: Shard) -> bool:
     try:
         with open_shard(shard, None, 0.0) as file:
             return _ARRAY.match(bytes(file.read(_CHUNK))) is not None
-    except OSError as error:
+    except Exception as error:
         if not is_damage(error):
             raise
         return False

@@ -6,7 +6,7 @@ from peft_pretraining.data.builtin_corpus import ensure_corpus
 from peft_pretraining.data.config import DataConfig
 from peft_pretraining.data.documents import DocumentParser
 from peft_pretraining.data.faults import Skipped
-from peft_pretraining.data.files import is_damage, open_shard
+from peft_pretraining.data.files import open_shard
 from peft_pretraining.data.hub import hub_corpus
 from peft_pretraining.data.lines import Record, is_array, split_records
 from peft_pretraining.data.shards import Corpus, Shard, local_corpus
@@ -46,19 +46,24 @@ def _first_fault(shard: Shard, text_column: str) -> str | None:
             return _parquet_fault(shard, text_column)
         if shard.kind == "json" and is_array(shard):
             return None
-        skipped, parser = Skipped(), DocumentParser(text_column, strict=False)
-        with open_shard(shard, None, 0.0) as file:
-            for rows in islice(split_records(file, shard.kind == "text"), _PROBED_CHUNKS):
-                if any(parser.text(shard, Record(0, shard.kind == "text", *row), skipped) for row in rows):
-                    return None
+        return _line_fault(shard, text_column)
     except OSError as error:
-        if is_damage(error):
-            return str(error)
         raise UsageError(f"{shard.path} cannot be read: {error}") from error
+
+
+def _line_fault(shard: Shard, text_column: str) -> str | None:
+    prose = shard.kind == "text"
+    skipped, parser, good = Skipped(), DocumentParser(text_column, strict=False), 0
+    with open_shard(shard, None, 0.0) as file:
+        for rows in islice(split_records(file, prose), _PROBED_CHUNKS):
+            good += sum(parser.text(shard, Record(0, prose, *row), skipped) is not None for row in rows)
+            # Bytes that are no text have stretches that look like it.
+            if good > (skipped.documents.total() if prose else 0):
+                return None
     if skipped.shards:
         return skipped.shards[shard.name]
     reasons = ", ".join(skipped.documents) or "blank"
-    return f"{reasons} (--text_column {text_column})" if shard.kind == "json" else reasons
+    return reasons if prose else f"{reasons} (--text_column {text_column})"
 
 
 def _parquet_fault(shard: Shard, text_column: str) -> str | None:

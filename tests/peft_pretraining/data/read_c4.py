@@ -18,8 +18,8 @@ def main() -> None:
     try:
         run = Ranks(state=state, dataset="c4", **flags)
         seen = {"digests": run.digests(updates), "state": run.state(), "counters": run.ranks[0].counters}
-        rows = sum(int(batch.lengths.sum()) for batch in run.ranks[0].evaluation_batches(4))
-        Path(out).write_text(json.dumps({**seen, "eval_tokens": rows}))
+        tokens = sum(int(batch.lengths.sum()) for data in run.ranks for batch in data.evaluation_batches(4))
+        Path(out).write_text(json.dumps({**seen, "eval_tokens": tokens}))
         run.close()
     except (DataError, UsageError) as error:
         Path(out).write_text(json.dumps({"error": type(error).__name__, "message": str(error)}))

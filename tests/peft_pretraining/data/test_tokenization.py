@@ -1,0 +1,141 @@
+"""Documents as ids: cut as the papers cut them, counted in bytes, within the model's vocabulary."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from peft_pretraining.data.rows import to_rows
+from peft_pretraining.data.tokenization import Encoder, load_tokenizer
+from peft_pretraining.errors import UsageError
+from tests.peft_pretraining.data.corpora import VOCABULARY, documents
+
+ODD = [
+    "",
+    " ",
+    "word " * 400,
+    "x" * 9000,
+    "caf\u00e9 \u2615 na\u00efve \u65e5\u672c " * 60,
+    "a </s> <pad> b",
+    "\n\n tab\tend \n" * 200,
+]
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tokenizer built like T5's: Unigram, Metaspace, </s> by template, sentinel tokens at the end."""
+    sentinels = [f"<extra_id_{index}>" for index in range(10)]
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator(documents(200, seed=3), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=sentinels,
+    )
+    folder = tmp_path_factory.mktemp("t5")
+    fast.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(params=["bpe", "t5"])
+def folder(request: pytest.FixtureRequest, tokenizer: str, t5: str) -> str:
+    return {"bpe": tokenizer, "t5": t5}[request.param]
+
+
+def texts() -> list[str]:
+    return [*documents(50, seed=1), *(" ".join(documents(40, seed=s)) for s in range(5)), *ODD]
+
+
+@pytest.mark.parametrize("length", [2, 8, 64])
+def test_rows_are_those_of_the_published_harnesses(folder: str, length: int) -> None:
+    """They call the tokenizer with truncation: ids, cut, and EOS at the end all the same."""
+    tokenizer = load_tokenizer(folder, VOCABULARY, 1.0)
+    encoder = Encoder(tokenizer, VOCABULARY)
+    wanted = [text for text in texts() if "<pad>" not in text]
+    plain = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in wanted]
+    expected = [[*ids[: length - 1], tokenizer.eos_token_id] if ids else [] for ids in plain]
+    assert encoder.heads(wanted, length) == expected
+    assert encoder.documents(wanted) == [[*ids, tokenizer.eos_token_id] if ids else [] for ids in plain]
+
+
+def test_a_template_with_bos_keeps_it(tokenizer: str, tmp_path: Path) -> None:
+    fast = AutoTokenizer.from_pretrained(tokenizer)
+    backend = fast.backend_tokenizer
+    backend.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 2)])
+    fast.save_pretrained(tmp_path)
+    encoder = Encoder(load_tokenizer(str(tmp_path), VOCABULARY, 1.0), VOCABULARY)
+    (ids,) = encoder.heads(["the model and the data"], 4)
+    assert (len(ids), ids[0], ids[-1]) == (4, 2, 1)
+
+
+def test_text_that_spells_special_tokens_is_text(folder: str) -> None:
+    encoder = Encoder(load_tokenizer(folder, VOCABULARY, 1.0), VOCABULARY)
+    (ids,) = encoder.documents(["a </s> b <extra_id_3> c <pad> d"])
+    assert ids.count(1) == 1 and ids[-1] == 1
+    assert 0 not in ids
+
+
+def test_bytes_of_scored_tokens_are_those_of_the_text(tokenizer: str) -> None:
+    encoder = Encoder(load_tokenizer(tokenizer, VOCABULARY, 1.0), VOCABULARY)
+    for text in texts():
+        for ids in encoder.documents([text]):
+            if ids:
+                rows = to_rows([ids], len(ids) + 3, encoder)
+                first = encoder.token_bytes[ids[0]]
+                assert rows.bytes.item() == len(text.encode()) - first
+                assert rows.lengths.item() == len(ids)
+
+
+def test_bytes_of_a_metaspace_tokenizer(t5: str) -> None:
+    encoder = Encoder(load_tokenizer(t5, VOCABULARY, 1.0), VOCABULARY)
+    text = documents(1)[0].replace("doc0x0 ", "the ")
+    (ids,) = encoder.documents([text])
+    assert encoder.token_bytes[np.array(ids)].sum() == len(text) + 1  # the space put before the first word
+
+
+def test_heads_do_not_read_the_whole_of_a_long_document(tokenizer: str) -> None:
+    encoder = Encoder(load_tokenizer(tokenizer, VOCABULARY, 1.0), VOCABULARY)
+    draw = random.Random(0)
+    long = " ".join(draw.choices(["the", "model", "x" * 50], k=400_000))
+    (head,) = encoder.heads([long], 64)
+    assert head == encoder.heads([long[:4000]], 64)[0]
+
+
+@pytest.mark.parametrize(("vocab_size", "fits"), [(600, True), (300, True), (299, False), (100, False)])
+def test_ids_must_fit_the_model_sentinels_left_out(t5: str, vocab_size: int, fits: bool) -> None:
+    if fits:
+        load_tokenizer(t5, vocab_size, 1.0)
+        return
+    with pytest.raises(
+        UsageError, match=rf"--tokenizer .* up to 299.* vocab_size is {vocab_size}: use --tokenizer builtin"
+    ):
+        load_tokenizer(t5, vocab_size, 1.0)
+
+
+@pytest.mark.parametrize("missing", ["eos_token", "pad_token"])
+def test_eos_is_needed_and_pad_is_not(tokenizer: str, tmp_path: Path, missing: str) -> None:
+    kept: dict[str, Any] = {"eos_token": "</s>", "pad_token": "<pad>"}
+    del kept[missing]
+    PreTrainedTokenizerFast(tokenizer_file=f"{tokenizer}/tokenizer.json", **kept).save_pretrained(tmp_path)
+    if missing == "eos_token":
+        with pytest.raises(UsageError, match="no end-of-sequence token"):
+            load_tokenizer(str(tmp_path), VOCABULARY, 1.0)
+    else:
+        assert load_tokenizer(str(tmp_path), VOCABULARY, 1.0).pad_token_id == 1
+
+
+def test_a_folder_without_a_tokenizer_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"--tokenizer {tmp_path} cannot be loaded.*--tokenizer builtin"):
+        load_tokenizer(str(tmp_path), VOCABULARY, 1.0)
