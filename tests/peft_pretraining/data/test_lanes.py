@@ -20,7 +20,7 @@ from tests.peft_pretraining.data.corpora import documents, lines, open_data, tex
         (24, 3, 12),
         (7, 1, 7),
         (1, 1, 1),
-        (510, 1, 6),
+        (510, 1, 10),
         (40, 40, 40),
     ],
 )
@@ -62,7 +62,7 @@ def test_too_few_documents_are_one_message(tmp_path: Path, tokenizer: str) -> No
     (tmp_path / "validation.jsonl").write_bytes(lines(documents(3)))
     with pytest.raises(UsageError, match=r"no document in the share of lane \d of 8.*fewer --lanes"):
         next(open_data(dataset=str(tmp_path), tokenizer=tokenizer, lanes=8))
-    data = open_data(dataset=str(tmp_path), tokenizer=tokenizer, lanes=1)
+    data = open_data(dataset=str(tmp_path), tokenizer=tokenizer, lanes=1, max_length=256)
     assert set(texts_of(data, 2)) == set(documents(3))
 
 
