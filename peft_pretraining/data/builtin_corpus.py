@@ -80,14 +80,19 @@ def _package_folder(name: str) -> Path | None:
     return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
 
 
+def _libraries() -> list[Path]:
+    """The folder of the standard library."""
+    return [Path(sysconfig.get_paths()["stdlib"])]
+
+
 def _sources() -> list[tuple[Path, Path]]:
     """(file, the folder its package lies in) of every source file to read."""
-    library = Path(sysconfig.get_paths()["stdlib"])
     roots = [folder for name in PACKAGES if (folder := _package_folder(name))]
     found = [(path, root.parent) for root in roots for path in root.rglob("*.py")]
-    for path in library.rglob("*.py"):
-        if not {"site-packages", "dist-packages", "test", "tests"} & set(path.relative_to(library).parts):
-            found.append((path, library))
+    for library in _libraries():
+        for path in library.rglob("*.py"):
+            if not {"site-packages", "dist-packages", "test", "tests"} & set(path.relative_to(library).parts):
+                found.append((path, library))
     return sorted(found)
 
 
