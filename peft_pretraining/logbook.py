@@ -43,6 +43,7 @@ class Logbook:
     def __init__(self, run: "Run") -> None:
         self._run = run
         self._tracker = Tracker()
+        self._warned: set[str] = set()
         self._metrics = MetricsFile(run.folder.path / METRICS)
         self._bar = tqdm(
             total=run.updates,
@@ -74,6 +75,7 @@ class Logbook:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._bar.close()
+        self._run.data.close()
         self._metrics.close()
         self._tracker.finish(exit_status=0 if error is None else 1)
 
@@ -93,17 +95,26 @@ class Logbook:
             **{f"{phase}_seconds": round(seconds, 6) for phase, seconds in result.phases.items()},
             "peak_memory_mb": round(peak_memory_mb(self._run.world.device), 1),
         }
+        if result.bytes_sent:
+            record["sent_mb"] = round(result.bytes_sent / 1e6, 6)
         if result.skipped:
             record["skipped"] = True
         if self._run.config.logging.log_details and hasattr(self._run.optimizer, "effective_learning_rates"):
             rates = self._run.optimizer.effective_learning_rates()
             record |= {f"lr/{kind}": rate for kind, rate in rates.items()}
         self._write(record)
+        self._pass_on_warnings()
         self._bar.update()
         self._bar.set_postfix(
             {"loss": f"{result.loss:.3f}", "lr": f"{result.lr:.2e}", "tokens/s": f"{speed:,.0f}"},
             refresh=False,
         )
+
+    def _pass_on_warnings(self) -> None:
+        """Says once each what the optimizer has borne."""
+        for warning in getattr(self._run.optimizer, "warnings", {}).keys() - self._warned:
+            self._warned.add(warning)
+            logger.warning("optimizer: {}", warning)
 
     def evaluation(self, result: Evaluation | None) -> None:
         """Reports an evaluation; None is one that was given up because the run is asked to stop."""

@@ -160,7 +160,8 @@ def _build_optimizer(config: RunConfig, model: PretrainingLlama) -> torch.optim.
     try:
         optimizer = build_optimizer(chosen.optimizer, model, chosen.lr, **chosen.arguments())
         if getattr(optimizer, "per_layer", False):
-            optimizer.begin_update(config.training.gradient_accumulation or 1)  # refuses what it cannot accumulate
+            # Refuses what it cannot accumulate.
+            optimizer.begin_update(config.training.gradient_accumulation or 1)  # type: ignore[attr-defined]
             if config.training.grad_clipping > 0:
                 logger.info("--grad_clipping {} limits the norm of each parameter", config.training.grad_clipping)
     except (ValueError, ImportError) as error:

@@ -63,7 +63,7 @@ def start_tracker(config: "RunConfig", folder: Path) -> Tracker:
             job_type=settings.wandb_job_type,
             tags=[tag.strip() for tag in settings.tags.split(",")] if settings.tags else None,
             config=config.to_dict(),
-            mode=mode,
+            mode=mode,  # type: ignore[arg-type]
             dir=str(folder),
             id=_run_id(folder),
             resume="allow",

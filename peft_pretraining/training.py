@@ -82,7 +82,8 @@ class StepResult:
     """One update. loss: nats a token over the whole update, before it. grad_norm: before clipping.
 
     tokens: real input tokens of all processes. skipped: nothing was changed, because the loss or the norm was
-    not finite. phases: seconds by part of the update, without the time between them.
+    not finite. bytes_sent: of gradients and bases, by this process. phases: seconds by part of the update,
+    without the time between them.
     """
 
     update: int
@@ -92,6 +93,7 @@ class StepResult:
     tokens: int
     tokens_seen: int
     skipped: bool
+    bytes_sent: int
     seconds: float
     phases: dict[str, float]
 
@@ -115,6 +117,7 @@ def train_step(run: "Run") -> StepResult:
     counts = run.world.all_reduce(_count_tokens(batches, run.world.device))
     if run.updates_in_backward:
         run.optimizer.begin_update(len(batches), run.config.training.grad_clipping)  # type: ignore[attr-defined]
+    sent = _bytes_sent(run)
     loss_sum = _accumulate_gradients(run, batches, counts[0], clock)
     with clock("optimizer"):
         loss, norm = _update_weights(run, loss_sum)
@@ -130,6 +133,7 @@ def train_step(run: "Run") -> StepResult:
         tokens=int(tokens),
         tokens_seen=run.progress.tokens_seen,
         skipped=skipped,
+        bytes_sent=_bytes_sent(run) - sent,
         seconds=seconds,
         phases=clock.read(),
     )
@@ -214,6 +218,11 @@ def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """The gradients, or what `synchronize` has made of those that travelled projected."""
     projected = list(getattr(optimizer, "pending", {}).values())
     return projected + [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+def _bytes_sent(run: "Run") -> int:
+    """Bytes that this process has contributed to sums so far; optimizers of libraries do not count them."""
+    return getattr(getattr(run.optimizer, "exchange", None), "bytes_sent", 0)
 
 
 def _local(tensor: Tensor) -> Tensor:
