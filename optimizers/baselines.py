@@ -20,6 +20,7 @@ from .engine.registry import Method, hyper, register
 from .engine.roles import describe
 from .engine.routing import Route, everything, param_groups
 from .engine.rule import Scalars, State, StateSpec, UpdateRule
+from .engine.sharding import is_sharded
 from .primitives.steps import AdamStep, SignedLionStep
 
 
@@ -175,7 +176,9 @@ def _adam(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[s
 
 def _sgd(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> torch.optim.Optimizer:
     if _plain(model, options):
-        return torch.optim.SGD(_routes(model), lr=lr, fused=True, **settings)
+        # torch's fused SGD has no rule for DTensors.
+        sharded = any(is_sharded(p) for p in model.parameters())
+        return torch.optim.SGD(_routes(model), lr=lr, fused=not sharded, **settings)
     return EngineSGD(_routes(model), lr=lr, **settings, **options)
 
 
