@@ -117,7 +117,7 @@ def test_a_wheel_holds_all_code_and_data(root: Path, tmp_path: Path) -> None:
     wanted = {
         str(path.relative_to(root))
         for package in PACKAGES
-        for path in (root / package).rglob("*")
+        for path in (source / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert wanted - held == set()
