@@ -109,6 +109,7 @@ class Lane:
         self._records: Iterator[Record] | None = None
         self._source: Background[list[Record]] | None = None
         self._next_row = 0
+        self._order: tuple[int, list[tuple[int, int]]] = (-1, [])
 
     def document(self) -> str:
         """The next document, which stays the next one until `advance`."""
@@ -149,7 +150,7 @@ class Lane:
         taken, token = self.position.taken, self.position.token
         barren = 0
         while not (documents := self._read_block()):
-            pieces = self._plan.pieces(self.number, self.position.epoch)
+            pieces = self._pieces()
             barren += 1
             if barren > len(pieces) + 1:
                 raise self._no_documents()
@@ -159,7 +160,7 @@ class Lane:
                 self.position.epoch += 1
                 self._move(0, 0)
             taken = token = 0
-        piece = self._plan.pieces(self.number, self.position.epoch)[self.position.piece]
+        piece = self._pieces()[self.position.piece]
         self._block = self._plan.shuffle(documents, self.position.epoch, piece, self.position.row)
         self.position.taken, self.position.token = taken, token
 
@@ -185,13 +186,17 @@ class Lane:
                     break
         return documents
 
+    def _pieces(self) -> list[tuple[int, int]]:
+        if self._order[0] != self.position.epoch:
+            self._order = (self.position.epoch, self._plan.pieces(self.number, self.position.epoch))
+        return self._order[1]
+
     def _shard(self) -> Shard:
-        pieces = self._plan.pieces(self.number, self.position.epoch)
-        return self._plan.corpus.train[pieces[self.position.piece][0]]
+        return self._plan.corpus.train[self._pieces()[self.position.piece][0]]
 
     def _open(self) -> None:
         self.close()
-        shard_number, stripe = self._plan.pieces(self.number, self.position.epoch)[self.position.piece]
+        shard_number, stripe = self._pieces()[self.position.piece]
         shard = self._plan.corpus.train[shard_number]
         stripes = self._plan.stripes
         batches = self._reader.records(shard, self.position.row, stripe, stripes)

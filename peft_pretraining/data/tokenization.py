@@ -14,8 +14,9 @@ from peft_pretraining.errors import UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# A row of n tokens is cut from the first _CHARACTERS_PER_TOKEN * n characters where those hold enough tokens.
-_CHARACTERS_PER_TOKEN = 8
+# A row of n tokens is cut from the first _CHARACTERS_PER_TOKEN * n characters where they hold enough tokens: English
+# has 4 to 5 a token.
+_CHARACTERS_PER_TOKEN = 5
 _LONGEST_WORD = 4096
 _WORD_END = re.compile(r"\S\s")
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
@@ -103,13 +104,17 @@ class Encoder:
 
     def heads(self, texts: Sequence[str], length: int) -> list[list[int]]:
         """As `documents`, cut to `length` ids, the last of which is EOS all the same."""
-        limit = length * _CHARACTERS_PER_TOKEN
-        heads = [_head(text, limit) for text in texts]
-        encoded = self._encode(heads)
-        # The end of a head may be split unlike the same characters inside the document: keep clear of it.
-        short = [i for i, ids in enumerate(encoded) if len(ids) < length + 8 and len(heads[i]) < len(texts[i])]
-        for index, ids in zip(short, self._encode([texts[i] for i in short]), strict=True):
-            encoded[index] = ids
+        encoded: list[list[int]] = [[]] * len(texts)
+        left, limit = list(range(len(texts))), length * _CHARACTERS_PER_TOKEN
+        while left:
+            heads = [_head(texts[index], limit) for index in left]
+            short = []
+            for index, head, ids in zip(left, heads, self._encode(heads), strict=True):
+                encoded[index] = ids
+                # The end of a head may be split unlike the same characters inside the document: keep clear of it.
+                if len(ids) < length + 8 and len(head) < len(texts[index]):
+                    short.append(index)
+            left, limit = short, 4 * limit
         return [self._close(ids, length) for ids in encoded]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
