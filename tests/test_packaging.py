@@ -115,7 +115,7 @@ def test_a_wheel_holds_all_code_and_data(root: Path, tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("thrift_llama-*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
     wanted = {
-        str(path.relative_to(root))
+        str(path.relative_to(source))
         for package in PACKAGES
         for path in (source / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
