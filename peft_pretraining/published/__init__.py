@@ -39,8 +39,8 @@ class Result:
 @cache
 def results() -> tuple[Result, ...]:
     """All published figures."""
-    with (files(__name__) / "results.csv").open(encoding="utf-8", newline="") as file:
-        return tuple(_result(row) for row in csv.DictReader(file))
+    text = (files(__name__) / "results.csv").read_text(encoding="utf-8")
+    return tuple(_result(row) for row in csv.DictReader(text.splitlines()))
 
 
 @cache

@@ -114,13 +114,13 @@ class Execution:
         self._cells, self._limits, self._jobs = cells, limits, jobs_of(limits)
         self._configs: dict[str, RunConfig] = {}
         self._running: dict[int, _Job] = {}
+        self._unfinished: set[str] = set()
         self._results = Results()
         self._bar: tqdm | None = None
 
-    def prepare(self) -> "tuple[int, int]":
+    def prepare(self) -> tuple[int, int]:
         """Checks every run that is known by now, and reads what is done. Returns runs done and to do."""
-        for run in self._known():
-            self._look_up(run)
+        self._look_up_known()
         return len(self._results.losses), sum(cell.expected_runs for cell in self._cells) - len(self._results.losses)
 
     def run(self) -> Results:
@@ -142,22 +142,31 @@ class Execution:
             if job.process.poll() is not None:
                 del self._running[slot]
                 self._finish(job)
+        self._look_up_known()
         failed = {failure.run.name for failure in self._results.failures}
         running = {job.run.name for job in self._running.values()}
         for run in self._known():
             if len(self._running) == self._jobs:
                 break
-            if run.name not in failed | running and not self._look_up(run):
+            if run.name in self._unfinished - failed - running:
                 self._start(run)
         self._show()
         return bool(self._running)
 
-    def _known(self) -> Iterator[RunSpec]:
-        for cell in self._cells:
-            yield from cell.next_runs(self._results.losses)
+    def _known(self) -> list[RunSpec]:
+        return [run for cell in self._cells for run in cell.next_runs(self._results.losses)]
+
+    def _look_up_known(self) -> None:
+        """Reads what is done; what a finished run leads to may be done as well."""
+        before = -1
+        while before < len(self._results.losses):
+            before = len(self._results.losses)
+            for run in self._known():
+                if run.name not in self._unfinished:
+                    self._look_up(run)
 
     def _look_up(self, run: RunSpec) -> bool:
-        """Whether the run is finished; notes its loss if so."""
+        """Whether the run is finished, by its folder; notes it either way."""
         if run.name in self._results.losses:
             return True
         if run.name not in self._configs:
@@ -165,6 +174,9 @@ class Execution:
         outcome = outcome_of(run.folder, self._configs[run.name])
         if outcome.loss is not None:
             self._results.losses[run.name] = outcome.loss
+            self._unfinished.discard(run.name)
+        else:
+            self._unfinished.add(run.name)
         return outcome.finished
 
     def _start(self, run: RunSpec) -> None:

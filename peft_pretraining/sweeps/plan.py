@@ -140,9 +140,7 @@ def _cells(cell: Cell) -> list[Cell]:
     return [Cell(cell.method, cell.folder, cell.settings, cell.named, (seed,)) for seed in cell.seeds]
 
 
-def _start_values(
-    method: str, varied: Settings, flags: Mapping[str, Any], search: Search | None
-) -> tuple[float, ...]:
+def _start_values(method: str, varied: Settings, flags: Mapping[str, Any], search: Search | None) -> tuple[float, ...]:
     """Takes the searched flag's values out of what is varied."""
     if search is None:
         return ()
