@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Adam-mini, LLaMA 60M, by the protocol of its authors' scaling runs (arXiv 2406.16793): rows of 512 tokens, 256 rows
+# an update, betas 0.9 and 0.95, weight decay 0.1, warm-up over a hundredth, linear decay to 0. The updates keep the
+# authors' 26 tokens a parameter; one rate for the whole of V, as they advise under 20,000 updates.
+source "$(dirname "${BASH_SOURCE[0]}")/../../common.sh"
+
+pretrain 60m --optimizer adam_mini --lr 6e-4 --beta1 0.9 --beta2 0.95 --weight_decay 0.1 --one_block_value \
+    --grad_clipping 1.0 --max_length 512 --batch_size 64 --total_batch_size 256 --num_training_steps 11600 \
+    --warmup_steps 116 --scheduler linear "$@"

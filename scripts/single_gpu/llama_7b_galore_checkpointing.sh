@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# 8-bit GaLore, LLaMA 7B on one GPU, 16 rows at a time with activation checkpointing (github.com/jiaweizzhao/GaLore).
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+
+seven_billion --optimizer galore_adamw8bit_per_layer --lr 0.005 --galore_scale 0.25 --rank 1024 \
+    --update_proj_gap 500 --batch_size 16 --activation_checkpointing --grad_clipping 1.0 "$@"
