@@ -19,7 +19,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 _PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "galore-torch", "adam-mini", "sgd-sai")
 
 
-def interleaved(actions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def interleaved(
+    actions: Mapping[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each action, `repeats` times, all actions in turn: a busy machine slows neighbours alike.
 
     Actions return when their work is done; warm them up before.
@@ -27,9 +29,9 @@ def interleaved(actions: Mapping[str, Callable[[], object]], repeats: int) -> di
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(repeats):
         for name, action in actions.items():
-            started = time.perf_counter()
+            started = clock()
             action()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(clock() - started)
     return seconds
 
 
@@ -38,11 +40,13 @@ def median_ratio(numerator: list[float], denominator: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
-def matmul_rate(dtype: torch.dtype, size: int = 2048, repeats: int = 7) -> float:
+def matmul_rate(
+    dtype: torch.dtype, size: int = 2048, repeats: int = 7, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Floating-point operations a second of a square matrix product on the CPU, the best of the repeats."""
     left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
     left @ right
-    return 2 * size**3 / min(interleaved({"product": lambda: left @ right}, repeats)["product"])
+    return 2 * size**3 / min(interleaved({"product": lambda: left @ right}, repeats, clock)["product"])
 
 
 def copy_bandwidth(megabytes: int = 256, repeats: int = 7) -> float:

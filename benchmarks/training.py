@@ -7,9 +7,11 @@ are what a batch holds: the same for all loops. Writes results/training.json.
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +38,26 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["llama_20m", "llama_60m"], help="names in configs/")
     parser.add_argument("--loops", nargs="+", default=list(LOOPS), choices=LOOPS, help="which to compare")
     parser.add_argument("--repeats", type=int, default=7, help="paired repeats")
-    parser.add_argument("--updates", type=int, default=2, help="updates a repeat")
+    parser.add_argument("--updates", type=int, default=1, help="updates a repeat")
     parser.add_argument("--threads", type=int, default=2, help="threads of matrix products")
+    parser.add_argument(
+        "--cpu_time", action="store_true", help="one thread, timed in CPU seconds: ratios hold on a busy machine"
+    )
     parser.add_argument("--name", default="training", help="of the result file")
     parser.add_argument("--peak_memory_of", help=argparse.SUPPRESS)
     options = parser.parse_args()
     logger.disable("peft_pretraining")
+    options.threads = 1 if options.cpu_time else options.threads
     torch.set_num_threads(options.threads)
     if options.peak_memory_of:
         sys.stdout.write(json.dumps(_peak_memory(options.models[0], options.peak_memory_of)) + "\n")
         return
-    figures = {model: _figures(model, options) for model in options.models}
-    path = write_result(options.name, {"rows": ROWS, "length": LENGTH, "dtype": "bfloat16", "models": figures})
-    sys.stdout.write(f"{json.dumps(figures, indent=2)}\n{path}\n")
+    figures: dict[str, Any] = {}
+    setting = {"rows": ROWS, "length": LENGTH, "dtype": "bfloat16", "clock": "cpu" if options.cpu_time else "wall"}
+    for model in options.models:
+        figures[model] = _figures(model, options)
+        path = write_result(options.name, {**setting, "models": figures})  # after each: a run of several takes long
+        sys.stdout.write(f"{path}: {model}\n{_table(figures[model])}\n")
 
 
 def _config(model: str) -> Path:
@@ -58,14 +67,15 @@ def _config(model: str) -> Path:
 def _figures(model: str, options: argparse.Namespace) -> dict[str, Any]:
     shape = build_model(ModelConfig(str(_config(model))), "meta", seed=0)
     vocabulary = shape.config.vocab_size
-    loops = {name: LOOPS[name](_config(model)) for name in options.loops}
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    loops = {name: LOOPS[name](_config(model), clock) for name in options.loops}
     for loop in loops.values():
         loop(c4_batches(4, vocabulary, seed=1))
     seconds: dict[str, list[float]] = {name: [] for name in [*loops, "harness_packed"]}
     rates, tokens = [], []
     for repeat in range(options.repeats):
         batches = c4_batches(options.updates, vocabulary, seed=100 + repeat)
-        rates.append(matmul_rate(torch.bfloat16, repeats=3))
+        rates.append(matmul_rate(torch.bfloat16, repeats=3, clock=clock))
         tokens.append(sum(int(lengths.sum()) for _, lengths in batches))
         for name, loop in loops.items():
             seconds[name].append(loop(batches))
@@ -108,6 +118,18 @@ def _summary(
     return summary
 
 
+def _table(figures: dict[str, Any]) -> str:
+    lines = [f"{'loop':16}{'positions/s':>12}{'over plain':>12}{'peak MB':>10}{'over plain':>12}{'of matmul':>11}"]
+    for name, loop in figures["loops"].items():
+        rate, peak = loop["rate_over"].get("plain", 1.0), loop.get("memory_mb", {}).get("process", math.nan)
+        memory = loop.get("memory_over", {}).get("plain", {}).get("process", math.nan)
+        share = loop["flops_utilisation"]
+        lines.append(
+            f"{name:16}{loop['positions_per_second']:12.0f}{rate:12.2f}{peak:10.0f}{memory:12.2f}{share:11.0%}"
+        )
+    return "\n".join(lines)
+
+
 def _memory_in_child(model: str, loop: str, threads: int) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.training", "--models", model, "--peak_memory_of", loop]
     command += ["--threads", str(threads)]
@@ -119,7 +141,7 @@ def _peak_memory(model: str, name: str) -> dict[str, float]:
     """Peak resident memory of training after a warm-up: of the whole process, and beyond what imports take (MB)."""
     imports = resident_memory_mb()
     vocabulary = build_model(ModelConfig(str(_config(model))), "meta", seed=0).config.vocab_size
-    loop = LOOPS[name](_config(model))
+    loop = LOOPS[name](_config(model), time.perf_counter)
     loop(c4_batches(4, vocabulary, seed=1))
     reset_peak_memory()
     loop(c4_batches(3, vocabulary, seed=2))

@@ -6,7 +6,6 @@ it took.
 """
 
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from peft_pretraining.model import ModelConfig, build_model
 
 ROWS, LENGTH = 16, 256
 Batch = tuple[Tensor, Tensor]
+Clock = Callable[[], float]
 Loop = Callable[[list[Batch]], float]
 
 
@@ -40,53 +40,53 @@ def c4_batches(count: int, vocab_size: int, seed: int = 0, packed: bool = False)
     return batches
 
 
-def harness_loop(config: Path, compiled: bool = True) -> Loop:
+def harness_loop(config: Path, clock: Clock, compiled: bool = True) -> Loop:
     """This project's model with torch's fused AdamW."""
     model = build_model(ModelConfig(str(config), compile_model=compiled), "cpu", seed=0).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def train(batches: list[Batch]) -> float:
-        started = time.perf_counter()
+        started = clock()
         for ids, lengths in batches:
             (model(ids, lengths) / (lengths - 1).sum()).backward()
             optimizer.step()
             optimizer.zero_grad()
-        return time.perf_counter() - started
+        return clock() - started
 
     return train
 
 
-def evaluation_loop(config: Path) -> Loop:
+def evaluation_loop(config: Path, clock: Clock) -> Loop:
     """The loss alone, as evaluation computes it."""
     model = build_model(ModelConfig(str(config), compile_model=True), "cpu", seed=0).eval()
 
     @torch.no_grad()
     def evaluate(batches: list[Batch]) -> float:
-        started = time.perf_counter()
+        started = clock()
         for ids, lengths in batches:
             model(ids, lengths)
-        return time.perf_counter() - started
+        return clock() - started
 
     return evaluate
 
 
-def plain_loop(config: Path) -> Loop:
+def plain_loop(config: Path, clock: Clock) -> Loop:
     """What a script of a few lines does: LlamaForCausalLM with mask and labels, foreach AdamW."""
     model = _plain_model(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=True)
 
     def train(batches: list[Batch]) -> float:
-        started = time.perf_counter()
+        started = clock()
         for batch in batches:
             model(**_labelled(*batch)).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        return time.perf_counter() - started
+        return clock() - started
 
     return train
 
 
-def trainer_loop(config: Path) -> Loop:
+def trainer_loop(config: Path, clock: Clock) -> Loop:
     """transformers' Trainer with its default optimizer; the first update of each call is not timed, as it allocates."""
     model = _plain_model(config)
 
@@ -96,7 +96,7 @@ def trainer_loop(config: Path) -> Loop:
             for b in [batches[0], *batches]
             for i in range(ROWS)
         ]
-        clock = _Clock()
+        updates = _UpdateTimes(clock)
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(
                 folder,
@@ -105,21 +105,21 @@ def trainer_loop(config: Path) -> Loop:
                 logging_strategy="no",
                 save_strategy="no",
                 report_to="none",
-                disable_tqdm=True,
                 use_cpu=True,
             )
-            Trainer(model, arguments, train_dataset=rows, callbacks=[clock]).train()  # type: ignore[arg-type]
-        return clock.ended[-1] - clock.ended[0]
+            Trainer(model, arguments, train_dataset=rows, callbacks=[updates]).train()  # type: ignore[arg-type]
+        return updates.ended[-1] - updates.ended[0]
 
     return train
 
 
-class _Clock(TrainerCallback):
-    def __init__(self) -> None:
+class _UpdateTimes(TrainerCallback):
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self.ended: list[float] = []
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.ended.append(time.perf_counter())
+        self.ended.append(self._clock())
 
 
 def _plain_model(config: Path) -> LlamaForCausalLM:
@@ -133,10 +133,10 @@ def _labelled(ids: Tensor, lengths: Tensor) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask.long(), "labels": ids.masked_fill(~mask, -100)}
 
 
-LOOPS: dict[str, Callable[[Path], Loop]] = {
+LOOPS: dict[str, Callable[[Path, Clock], Loop]] = {
     "plain": plain_loop,
     "trainer": trainer_loop,
     "harness": harness_loop,
-    "harness_eager": lambda config: harness_loop(config, compiled=False),
+    "harness_eager": lambda config, clock: harness_loop(config, clock, compiled=False),
     "evaluation": evaluation_loop,
 }
