@@ -84,9 +84,7 @@ def _saved_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Name and tensor, one at a time, of one safetensors file or of the several that an index lists."""
     index = folder / _INDEX
     try:
-        shards = (
-            sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [WEIGHTS]
-        )
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [WEIGHTS]
         for shard in shards:
             with safe_open(folder / shard, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
