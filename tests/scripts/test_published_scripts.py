@@ -1,0 +1,212 @@
+"""The scripts of published runs: what they pass is accepted, is what was published, and trains."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from peft_pretraining.cli import parse_config
+from tests import tiny_runs
+
+ROOT = tiny_runs.ROOT
+SIZES = ("60m", "130m", "350m", "1b")
+METHODS = sorted(path.name for path in (ROOT / "scripts/benchmark_c4").iterdir())
+C4 = [ROOT / f"scripts/benchmark_c4/{method}/llama_{size}.sh" for method in METHODS for size in SIZES]
+ONE_GPU = sorted((ROOT / "scripts/single_gpu").glob("llama_7b_*.sh"))
+SCRIPTS = [*C4, *ONE_GPU]
+# The default run trains one of a library's optimizers and one of the engine's.
+TRAINED_BY_DEFAULT = ("adam8bit/llama_60m", "adam_mini/llama_130m")
+
+
+def short(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+def words(script: Path, *more: str, **environment: str) -> list[str]:
+    """The command that a script would run."""
+    done = subprocess.run(
+        ["bash", str(script), *more],
+        env={**os.environ, "DRY_RUN": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    return shlex.split(done.stdout)
+
+
+def flags(command: list[str]) -> list[str]:
+    """What the command gives to torchrun_main.py."""
+    return command[command.index("torchrun_main.py") + 1 :]
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scripts name configurations relative to the repository."""
+    monkeypatch.chdir(ROOT)
+
+
+def test_every_family_and_baseline_has_every_size() -> None:
+    families = {"adamw_sn", "rmsprop_sn", "adamw_sng", "online_subspace_descent", "adam_mini", "sgd_boost", "ldadam"}
+    assert families | {"adamw", "galore", "adam8bit"} == set(METHODS)
+    assert [path for path in C4 if not path.exists()] == []
+    assert len(ONE_GPU) >= 3
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=short)
+def test_a_script_is_accepted_and_hands_flags_on(script: Path) -> None:
+    command = words(script, "--seed", "7", "--name", "two words", NPROC="1")
+    config = parse_config(flags(command), world_size=1)
+    assert config.training.seed == 7
+    assert config.logging.name == "two words"
+    assert config.model.model_config == f"configs/{'_'.join(script.stem.split('_')[:2])}.json"
+    assert Path(config.model.model_config).is_file()
+
+
+PUBLISHED = {
+    "adamw_sn/llama_130m": {"lr": 0.05, "grad_clipping": 1.0, "beta1": 0.9, "eps": 1e-6, "num_training_steps": 20_000},
+    "rmsprop_sn/llama_60m": {"lr": 0.01, "beta1": 0.0, "num_training_steps": 10_000, "weight_decay": 0.0},
+    "galore/llama_1b": {"lr": 0.01, "rank": 512, "galore_scale": 0.25, "num_training_steps": 100_000},
+    "galore/llama_60m": {"rank": 128, "update_proj_gap": 200, "proj_type": "std", "grad_clipping": 0.0},
+    "online_subspace_descent/llama_60m": {"lr": 0.01, "rank": 128, "proj_type": "continuous"},
+    "ldadam/llama_350m": {"lr": 1e-3, "beta1": 0.908, "beta2": 0.99, "rank": 8, "num_training_steps": 55_000},
+    "adam_mini/llama_1b": {"lr": 2e-4, "beta2": 0.95, "weight_decay": 0.1, "max_length": 512, "scheduler": "linear"},
+    "single_gpu/llama_7b_galore_checkpointing": {
+        "rank": 1024,
+        "update_proj_gap": 500,
+        "lr": 0.005,
+        "batch_size": 16,
+        "per_layer": True,
+        "activation_checkpointing": True,
+        "num_training_steps": 150_000,
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_settings_are_those_published(name: str) -> None:
+    (script,) = [path for path in SCRIPTS if short(path) == name]
+    sections = parse_config(flags(words(script, NPROC="1")), world_size=1).to_dict()
+    found = {flag: value for values in sections.values() for flag, value in values.items()}
+    assert {flag: found[flag] for flag in PUBLISHED[name]} == PUBLISHED[name]
+    assert found["total_batch_size"] == (256 if "adam_mini" in name else 512)
+
+
+def test_a_flag_of_the_user_wins() -> None:
+    config = parse_config(flags(words(C4[0], "--lr", "0.125", "--total_batch_size", "256", NPROC="1")), world_size=1)
+    assert (config.optimizer.lr, config.training.total_batch_size) == (0.125, 256)
+
+
+def test_processes_come_from_the_environment() -> None:
+    command = words(C4[0], NPROC="4")
+    assert command[command.index("--nproc_per_node") + 1] == "4"
+    assert "--single_gpu" in words(ONE_GPU[0])
+
+
+def tiny(folder: Path, dataset: str) -> list[str]:
+    """Flags that shrink a published run to two updates."""
+    made = tiny_runs.inputs()
+    text = (
+        f"--model_config {made}/model.json --dataset {dataset} --tokenizer {made}/tokenizer "
+        "--workers 0 --eval_tokens 500 --max_length 32 --batch_size 4 --total_batch_size 8 --num_training_steps 2 "
+        f"--warmup_steps 1 --device cpu --wandb_mode disabled --dtype fp32 --save_dir {folder}"
+    )
+    return text.split()
+
+
+def train(script: Path, folder: Path, dataset: str) -> None:
+    from torchrun_main import main
+
+    own = flags(words(script, *tiny(folder, dataset), NPROC="1"))
+    if "--rank" in own:
+        own += ["--rank", "8"]
+    assert main([*own, "--single_gpu"]) == 0
+    assert len(tiny_runs.losses(folder)) == 2
+
+
+@pytest.mark.parametrize("name", TRAINED_BY_DEFAULT)
+def test_two_updates(name: str, tmp_path: Path) -> None:
+    (script,) = [path for path in SCRIPTS if short(path) == name]
+    train(script, tmp_path / "run", str(tiny_runs.inputs() / "text"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS, ids=short)
+def test_two_updates_of_every_script_on_builtin(script: Path, tmp_path: Path) -> None:
+    train(script, tmp_path / "run", "builtin")
+
+
+def table(folder: Path, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", str(ROOT / "scripts/reproduce_table.sh"), *more],
+        env={**tiny_runs.environment(), "FOLDER": str(folder), "PYTHON": sys.executable, "NPROC": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+def test_a_column_of_the_table_in_a_dry_run(tmp_path: Path) -> None:
+    done = table(tmp_path / "t", "60m", "--dataset", "builtin", DRY_RUN="1")
+    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0 and len(lines) == len(METHODS)
+    for line, method in zip(lines, METHODS, strict=True):
+        config = parse_config(flags(line), world_size=1)
+        assert config.training.evaluation == "published"
+        assert config.checkpoint.save_dir == str(tmp_path / "t" / method)
+    assert not (tmp_path / "t").exists()
+
+
+def test_the_table_names_what_it_wants() -> None:
+    assert "60m" in table(Path("unused"), "61m").stderr
+    done = table(Path("unused"), "60m", METHODS="adamw adamx", DRY_RUN="1")
+    assert done.returncode == 2 and "adamx" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_column_of_the_table(tmp_path: Path) -> None:
+    folder = tmp_path / "t"
+    shrunk = tiny(folder, str(tiny_runs.inputs() / "text"))[:-2]
+    done = table(folder, "60m", *shrunk, METHODS="adamw rmsprop_sn")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\| rmsprop_sn +\|.*\d", done.stdout)
+    assert (folder / "report.html").stat().st_size > 20_000
+
+
+SLURM = ROOT / "scripts/slurm/pretrain.sh"
+STAND_IN = """#!{python}
+import os, signal, sys, time
+calls = open(os.environ["CALLS"], "a")
+print(os.path.basename(sys.argv[0]), *sys.argv[1:], file=calls, flush=True)
+if os.path.basename(sys.argv[0]) == "srun":
+    signal.signal(signal.SIGTERM, lambda *_: (print("saved", file=calls, flush=True), os._exit(75)))
+    print("ready", file=calls, flush=True)
+    time.sleep(20)
+"""
+
+
+def test_a_slurm_job_that_is_stopped_saves_and_is_queued_again(tmp_path: Path) -> None:
+    for name in ("srun", "scontrol"):
+        (tmp_path / name).write_text(STAND_IN.format(python=sys.executable))
+        (tmp_path / name).chmod(0o755)
+    calls = tmp_path / "calls"
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(calls), "SLURM_JOB_ID": "41"}
+    job = subprocess.Popen(["bash", str(SLURM), "--save_dir", "x"], env={**os.environ, **environment})
+    deadline = time.monotonic() + 20
+    while "ready" not in (calls.read_text() if calls.exists() else "") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    job.terminate()
+    assert job.wait(timeout=20) == 75
+    lines = calls.read_text().splitlines()
+    assert any(line.startswith("srun") and "--continue_from auto --save_dir x" in line for line in lines)
+    assert lines[-2:] == ["saved", "scontrol requeue 41"]
+
+
+def test_a_slurm_job_needs_a_folder_to_come_back_to() -> None:
+    done = subprocess.run(["bash", str(SLURM), "--lr", "1"], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 2 and "--save_dir" in done.stderr
