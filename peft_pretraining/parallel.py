@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from peft_pretraining.config import flag
 from peft_pretraining.errors import UsageError
+from peft_pretraining.meeting import meet
 from peft_pretraining.watchdog import Watchdog
 
 Value = TypeVar("Value")
@@ -131,6 +132,7 @@ def session(config: ParallelConfig) -> Iterator[World]:
     store, rank, world_size = next(
         dist.rendezvous("env://", timeout=timedelta(seconds=config.dist_timeout))  # type: ignore[attr-defined]
     )
+    store = meet(store, rank, world_size, config.dist_timeout)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=dist.PrefixStore("process_group", store),
@@ -139,8 +141,8 @@ def session(config: ParallelConfig) -> Iterator[World]:
         # The watchdog speaks first and names the rank; this is the net below it.
         timeout=timedelta(seconds=10 * config.dist_timeout + 60),
     )
-    watchdog = Watchdog(dist.PrefixStore("watchdog", store.clone()), rank, world_size, config.dist_timeout)
-    with watchdog:
+    own = dist.PrefixStore("watchdog", store.clone())  # type: ignore[attr-defined]
+    with Watchdog(own, rank, world_size, config.dist_timeout) as watchdog:
         world = World(device, rank, world_size, local_rank, watchdog)
         yield world
         world.barrier()

@@ -79,6 +79,7 @@ def test_kill_9_in_the_middle_loses_and_repeats_nothing(tmp_path: Path) -> None:
     assert not list(folder.glob(".model_*"))
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_a_killed_rank_and_nothing_is_lost(tmp_path: Path) -> None:
     """Two processes, one killed twice; then the same checkpoint on one process and as shards."""
     folder, more = tmp_path / "killed", ("--save_every", "20", "--eval_every", "50", "--keep_checkpoints", "9")
