@@ -166,6 +166,8 @@ def _build_optimizer(config: RunConfig, model: PretrainingLlama) -> torch.optim.
                 logger.info("--grad_clipping {} limits the norm of each parameter", config.training.grad_clipping)
     except (ValueError, ImportError) as error:
         raise UsageError(f"--optimizer {chosen.optimizer}: {error}") from error
+    if hasattr(optimizer, "trusts_gradients"):
+        optimizer.trusts_gradients = True  # an update with a non-finite norm is skipped before it
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     return optimizer

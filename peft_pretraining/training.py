@@ -150,7 +150,8 @@ def _accumulate_gradients(run: "Run", batches: "list[Batch]", tokens: Tensor, cl
     total = torch.zeros((), dtype=torch.float64, device=run.world.device)
     divisor = tokens.clamp_min(1).float()
     for index, batch in enumerate(batches):
-        set_last_micro_batch(run.model, last=index == len(batches) - 1)
+        # An update inside the backward pass needs the sum of every micro-batch's gradient at once.
+        set_last_micro_batch(run.model, last=run.updates_in_backward or index == len(batches) - 1)
         with clock("forward"):
             loss = run.model(batch.input_ids, batch.lengths)
         total += loss.detach()
