@@ -59,10 +59,13 @@ def updates_done(folder: Path) -> int:
 
 
 def _gave_up(folder: Path, max_bad_steps: int) -> bool:
-    """Whether the run ended because too many updates in a row had no finite loss or gradient."""
+    """Whether the run ended because too many updates in a row had no finite loss or gradient.
+
+    The update that is one too many ends the run before it is written.
+    """
     updates = [record for record in read_metrics(folder / METRICS) if "loss" in record]
-    last = updates[-max_bad_steps - 1 :]
-    return len(last) > max_bad_steps and all(record.get("skipped") for record in last)
+    last = updates[len(updates) - max_bad_steps :] if 0 < max_bad_steps <= len(updates) else []
+    return bool(last) and all(record.get("skipped") for record in last)
 
 
 def _read(path: Path) -> Any:

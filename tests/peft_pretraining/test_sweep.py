@@ -169,7 +169,7 @@ if lr == 60:
     (folder / "ready").touch()
     time.sleep(30)
 skipped = lr > 1
-loss, count = (None, 20) if skipped else (5.0, updates)
+loss, count = (None, 10) if skipped else (5.0, updates)
 lines = [{"update_step": n + 1, "loss": loss, "skipped": skipped} for n in range(count)]
 (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
 if skipped:
