@@ -76,12 +76,9 @@ def table(results: dict[str, list[dict[str, Any]]], reference: str) -> str:
     """Markdown: each method at its best learning rate."""
     best = {name: min(runs, key=lambda run: run.get("eval_perplexity", float("inf"))) for name, runs in results.items()}
     base = best[reference].get("eval_perplexity", float("nan"))
-    head = (
-        "| method | flags | perplexity | / "
-        + reference
-        + " | state MB | ms an update | ms of it optimizer | tokens/s | peak MB |"
-    )
-    lines = [head, "|---|---|---|---|---|---|---|---|---|"]
+    columns = ("method", "flags", "perplexity", f"/ {reference}", "state MB", "ms an update", "of it optimizer")
+    columns += ("tokens/s", "peak MB")
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for name, run in sorted(best.items(), key=lambda item: item[1].get("eval_perplexity", float("inf"))):
         if "failed" in run:
             lines.append(f"| {name} | `{run['flags']}` | failed: {run['failed']} | | | | | | |")

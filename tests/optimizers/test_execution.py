@@ -1,0 +1,73 @@
+"""Compiled execution is the eager one, and is compiled once for a whole run."""
+
+import pytest
+import torch
+from torch import nn
+
+import optimizers
+from tests.optimizers.matrix import Cell, engine_methods, learning_rate
+
+
+def model() -> nn.Module:
+    """One attention and one MLP matrix, a norm and an embedding, under names that every method knows."""
+    torch.manual_seed(0)
+    root, attention, mlp = nn.Module(), nn.Module(), nn.Module()
+    attention.q_proj = nn.Linear(16, 16, bias=False)
+    mlp.up_proj = nn.Linear(16, 40, bias=False)
+    root.self_attn, root.mlp, root.input_layernorm = attention, mlp, nn.RMSNorm(16)
+    root.embed_tokens = nn.Embedding(30, 16)
+    root.config = type("Config", (), {"hidden_size": 16, "num_attention_heads": 4, "num_key_value_heads": 4})()
+    return root
+
+
+def trajectory(method: str, execution: str, **options) -> torch.Tensor:
+    """Weights after 8 updates under a moving learning rate."""
+    net = model()
+    arguments = Cell(method).arguments() | {"execution": execution, **options}
+    optimizer = optimizers.build_optimizer(method, net, learning_rate(method), **arguments)
+    generator = torch.Generator().manual_seed(1)
+    for step in range(8):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(method) * (8 - step) / 8
+        for parameter in net.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+QUICK = ("adamw_sn", "galore_adamw", "ldadamw")
+"""Compiling takes seconds a rule and shape: these stand for the others by default."""
+
+
+@pytest.mark.parametrize(
+    "method", [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in engine_methods()]
+)
+def test_compiled_equals_eager_without_recompiling(method):
+    eager = trajectory(method, "eager")
+    torch._dynamo.utils.counters.clear()
+    compiled = trajectory(method, "compiled")
+    # a sign of a nearly cancelling entry turns with the last bit; elsewhere only rounding differs
+    signed = "lion" in method
+    assert float((compiled - eager).norm() / eager.norm()) < (1e-3 if signed else 1e-6)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    # one graph a rule and shape for the first update, one for all later ones
+    assert graphs <= 2 * len(list(model().parameters()))
+    assert not torch._dynamo.utils.counters["recompiles"]
+
+
+@pytest.mark.parametrize("state_dtype", ["bfloat16", pytest.param("int8", marks=pytest.mark.slow)])
+def test_compiled_equals_eager_in_small_formats(state_dtype):
+    """The same codes and the same stochastic rounding: state tensors above the size that stays float32."""
+    results = []
+    for execution in ("eager", "compiled"):
+        torch.manual_seed(0)
+        weight = nn.Parameter(torch.randn(96, 64).bfloat16())
+        options = {"state_dtype": state_dtype, "weight_rounding": "stochastic", "execution": execution}
+        optimizer = optimizers.AdamWSN([weight], lr=1e-2, **options)
+        for _ in range(5):
+            weight.grad = torch.randn(96, 64).bfloat16()
+            optimizer.step()
+        results.append(weight.detach().float())
+    # an average that differs in its last bit may round to the neighbouring value, one part in 256
+    assert float((results[0] - results[1]).abs().max()) <= 2**-7 * 4
+    assert float((results[0] == results[1]).float().mean()) > 0.99
