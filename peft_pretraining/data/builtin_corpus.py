@@ -30,7 +30,7 @@ from loguru import logger
 from tqdm import tqdm
 
 from peft_pretraining.data.cache import cache_folder
-from peft_pretraining.data.documents import is_held_out
+from peft_pretraining.data.documents import HELD_OUT_OF, is_held_out
 from peft_pretraining.errors import UsageError
 
 PACKAGES = ("torch", "transformers", "numpy", "pandas", "datasets", "huggingface_hub")
@@ -63,7 +63,7 @@ def ensure_corpus() -> Path:
 def corpus_key() -> str:
     """Names what the corpus is made of: versions of the packages and of Python, and the way of building."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES if _package_folder(name)}
-    described = [_FORMAT, platform.python_version(), sorted(versions.items())]
+    described = [_FORMAT, HELD_OUT_OF, platform.python_version(), sorted(versions.items())]
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
 
 

@@ -111,5 +111,5 @@ def _start_worker(_: int) -> None:
 
 
 def _end_at_second(number: int, _: Any) -> None:
-    """The rank itself sends SIGTERM again when it ends, so the first one may be a preemption's."""
+    """The first one may be a preemption's; a rank that ends while a worker hangs sends a second."""
     signal.signal(number, signal.SIG_DFL)

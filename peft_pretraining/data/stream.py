@@ -1,6 +1,8 @@
 """A rank's part of the training data: an update's rows at a time, and a position that any number of ranks resumes."""
 
+import atexit
 import copy
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -82,6 +84,8 @@ class TrainingData:
         self._skipped: dict[int, Skipped] = {}
         self._reported: set[str] = set()
         self._parcels: Iterator[Parcel] | None = None
+        # Before multiprocessing ends its children with the one signal that workers ignore.
+        atexit.register(_close, weakref.ref(self))
 
     @property
     def lanes(self) -> int:
@@ -194,6 +198,12 @@ class TrainingData:
         Rows that only make the parts equal have length 0. Raises UsageError if there are no validation documents.
         """
         return self._evaluation.batches(batch_size, self._share.rank, self._share.world_size)
+
+
+def _close(data: "weakref.ref[TrainingData]") -> None:
+    alive = data()
+    if alive is not None:
+        alive.close()
 
 
 def check_order(state: Mapping[str, Any], order: Mapping[str, Any], version: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+_KINDS = {"/resolve/": "", "/tree/": "tree", "/api/datasets/allenai/c4": "info"}
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 
 
@@ -21,7 +22,7 @@ class FakeHub:
 
     `plan` maps a word in a request's path to the faults that the next requests for it meet, in order: a status,
     "cut" (half of the body), "reset" (no answer), ("stall", seconds) or "trickle" (a byte a second). `asked` counts
-    requests by kind: "info", "tree" and the names of files.
+    requests by kind: "info" and "tree" of the repository, the names of files, and "other".
     """
 
     def __init__(self, folder: Path, plan: dict[str, list[Any]]) -> None:
@@ -72,7 +73,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        kind = path.rsplit("/", 1)[-1] if "/resolve/" in path else "tree" if "/tree/" in path else "info"
+        kind = next((kind for word, kind in _KINDS.items() if word in path), "other")
+        kind = kind or path.rsplit("/", 1)[-1]
         with self.served.lock:
             self.served.asked[kind] += 1
         fault = self.served.fault(path)

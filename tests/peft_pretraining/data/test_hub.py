@@ -20,8 +20,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return corpora.write_c4(tmp_path_factory.mktemp("hub"), shards=4, per_shard=2000)
 
 
-def read(address: str, out: Path, tokenizer: str, updates: int = 60, state: Any = None, **flags: Any) -> Any:
-    """What a process that streams from the hub at `address` reports (see read_c4.py)."""
+def read(
+    address: str,
+    out: Path,
+    tokenizer: str,
+    updates: int = 60,
+    state: Any = None,
+    launcher: tuple[str, ...] = (),
+    **flags: Any,
+) -> Any:
+    """What a process, or several under a launcher, that streams from the hub at `address` reports (read_c4.py)."""
     environment = {
         **os.environ,
         "HF_ENDPOINT": address,
@@ -31,9 +39,9 @@ def read(address: str, out: Path, tokenizer: str, updates: int = 60, state: Any 
         "THRIFT_CACHE": str(out / "cache"),
     }
     flags = {"tokenizer": tokenizer, "lanes": LANES, "global_batch": 32, "batch_size": 8, **flags}
-    command = [sys.executable, "-m", "tests.peft_pretraining.data.read_c4", str(out / "seen.json"), str(updates)]
+    arguments = [str(out / "seen.json"), str(updates), json.dumps(flags), json.dumps(state)]
     finished = subprocess.run(
-        [*command, json.dumps(flags), json.dumps(state)],
+        [sys.executable, "-m", *launcher, "tests.peft_pretraining.data.read_c4", *arguments],
         cwd=Path(__file__).parents[3],
         env=environment,
         capture_output=True,
@@ -78,6 +86,18 @@ def test_faults_of_the_network_change_nothing(folder: Path, tokenizer: str, undi
         assert seen[key] == undisturbed[key], key
 
 
+def test_processes_of_a_job_ask_the_hub_once(folder: Path, tokenizer: str, undisturbed: Any, tmp_path: Path) -> None:
+    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
+    with fake_hub.serve(folder) as (hub, address):
+        seen = read(address, tmp_path, tokenizer, launcher=launcher)
+    for key in ("digests", "counters", "eval_tokens", "state"):
+        assert seen[key] == undisturbed[key], key
+    assert hub.asked["tree"] == 1
+    assert hub.asked["info"] == 2  # what main is, and that it is there
+    assert {count for name, count in hub.asked.items() if name.startswith("c4-")} == {1}
+
+
+@pytest.mark.slow
 def test_a_resumed_stream_goes_on_at_the_next_document(
     folder: Path, tokenizer: str, undisturbed: Any, tmp_path: Path
 ) -> None:
@@ -88,6 +108,7 @@ def test_a_resumed_stream_goes_on_at_the_next_document(
     assert first["digests"] + second["digests"] == undisturbed["digests"]
 
 
+@pytest.mark.slow
 def test_a_shard_that_trickles_for_ever_ends_the_run_and_is_named(folder: Path, tokenizer: str, tmp_path: Path) -> None:
     plan: dict[str, list[Any]] = {"c4-train.00002": ["trickle"] * 9}
     with fake_hub.serve(folder, plan) as (_, address):
