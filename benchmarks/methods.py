@@ -79,13 +79,14 @@ def table(results: dict[str, list[dict[str, Any]]], reference: str) -> str:
     columns = ("method", "flags", "perplexity", f"/ {reference}", "state MB", "ms an update", "of it optimizer")
     columns += ("tokens/s", "peak MB")
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    for name, run in sorted(best.items(), key=lambda item: item[1].get("eval_perplexity", float("inf"))):
+    ranked = sorted(best.items(), key=lambda item: item[1].get("eval_perplexity", float("inf")))
+    for name, run in ranked:
         if "failed" in run:
             lines.append(f"| {name} | `{run['flags']}` | failed: {run['failed']} | | | | | | |")
             continue
         lines.append(
-            f"| {name} | `{run['flags']}` | {run['eval_perplexity']:.1f} | {run['eval_perplexity'] / base:.3f} | "
-            f"{run['state_bytes'] / 1e6:.1f} | {run['step_seconds'] * 1e3:.0f} | {run['optimizer_seconds'] * 1e3:.0f} | "
+            f"| {name} | `{run['flags']}` | {run['eval_perplexity']:.1f} | "
+            f"{run['eval_perplexity'] / base:.3f} | {run['state_bytes'] / 1e6:.1f} | {run['step_seconds'] * 1e3:.0f} | {run['optimizer_seconds'] * 1e3:.0f} | "
             f"{run['tokens_per_second']:.0f} | {run['peak_memory_mb']:.0f} |"
         )
     return "\n".join(lines)

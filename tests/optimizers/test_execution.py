@@ -35,7 +35,7 @@ def trajectory(method: str, execution: str, **options) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in net.parameters()])
 
 
-QUICK = ("adamw_sn", "galore_adamw", "ldadamw")
+QUICK = ("adamw_sn", "galore_adamw")
 """Compiling takes seconds a rule and shape: these stand for the others by default."""
 
 
