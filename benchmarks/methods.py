@@ -84,11 +84,11 @@ def table(results: dict[str, list[dict[str, Any]]], reference: str) -> str:
         if "failed" in run:
             lines.append(f"| {name} | `{run['flags']}` | failed: {run['failed']} | | | | | | |")
             continue
-        lines.append(
-            f"| {name} | `{run['flags']}` | {run['eval_perplexity']:.1f} | "
-            f"{run['eval_perplexity'] / base:.3f} | {run['state_bytes'] / 1e6:.1f} | {run['step_seconds'] * 1e3:.0f} | {run['optimizer_seconds'] * 1e3:.0f} | "
-            f"{run['tokens_per_second']:.0f} | {run['peak_memory_mb']:.0f} |"
-        )
+        against = run["eval_perplexity"] / base
+        cells = (name, f"`{run['flags']}`", f"{run['eval_perplexity']:.1f}", f"{against:.3f}")
+        cells += (f"{run['state_bytes'] / 1e6:.1f}", f"{run['step_seconds'] * 1e3:.0f}")
+        cells += (f"{run['optimizer_seconds'] * 1e3:.0f}", f"{run['tokens_per_second']:.0f}")
+        lines.append("| " + " | ".join((*cells, f"{run['peak_memory_mb']:.0f}")) + " |")
     return "\n".join(lines)
 
 
