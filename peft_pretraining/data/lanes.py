@@ -92,8 +92,11 @@ class Position:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "Position":
-        """The inverse of `to_dict`."""
-        return cls(**{**saved, "skipped": Skipped.from_dict(saved["skipped"])})
+        """The inverse of `to_dict`. Raises KeyError, TypeError or ValueError for anything else."""
+        numbers = {name: saved[name] for name in ("epoch", "piece", "row", "taken", "token")}
+        if not all(isinstance(value, int) and value >= 0 for value in numbers.values()):
+            raise ValueError(f"no position: {numbers}")
+        return cls(**numbers, skipped=Skipped.from_dict(saved["skipped"]))
 
 
 class Lane:

@@ -45,7 +45,7 @@ class Rows:
         return [Batch(*batch) for batch in zip(*columns, strict=True)]
 
 
-def to_rows(sequences: Iterable[Sequence[int]], length: int, encoder: Encoder) -> Rows:
+def to_rows(sequences: Iterable[Sequence[int] | np.ndarray], length: int, encoder: Encoder) -> Rows:
     """Pads sequences of at most `length` ids to rows of it."""
     sequences = list(sequences)
     ids = np.full((len(sequences), length), encoder.pad, dtype=np.int32)

@@ -12,7 +12,7 @@ from loguru import logger
 from peft_pretraining.data.config import DataConfig, parse_ranges
 from peft_pretraining.data.evaluation_set import EvaluationSet
 from peft_pretraining.data.faults import Skipped
-from peft_pretraining.data.lanes import Plan, choose_lanes
+from peft_pretraining.data.lanes import Plan, Position, choose_lanes
 from peft_pretraining.data.loading import LaneRows, Parcel, load_parcels
 from peft_pretraining.data.rows import Batch, Rows
 from peft_pretraining.data.shards import Corpus
@@ -182,15 +182,24 @@ class TrainingData:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes to a merged position. Raises UsageError if this run's data or order is another."""
         check_order(state, self._order, _STATE_VERSION)
-        if self._config.lanes not in (None, state["lanes"]):
-            raise UsageError(f"--lanes {self._config.lanes}: the run to continue has {state['lanes']}: leave it out")
+        try:
+            lanes, drawn, cursors = int(state["lanes"]), int(state["drawn"]), state["cursors"]
+            found = {int(lane): Position.from_dict(cursor) for lane, cursor in cursors.items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UsageError(f"--continue_from: its data position is damaged ({error})") from error
+        share = self._share
+        if self._config.lanes not in (None, lanes):
+            raise UsageError(f"--lanes {self._config.lanes}: the run to continue has {lanes}: leave it out")
+        if lanes < 1 or lanes % share.world_size or share.global_batch % lanes:
+            raise UsageError(
+                f"--continue_from: its data has {lanes} lanes, which {share.world_size} processes must divide and "
+                f"which must divide --total_batch_size {share.global_batch}"
+            )
         self.close()
-        self._lanes = choose_lanes(state["lanes"], self._share.global_batch, self._share.world_size)
+        self._lanes, self._drawn = lanes, drawn
         self._check_workers()
-        self._drawn = state["drawn"]
-        own = {lane: state["cursors"].get(str(lane)) for lane in self._share.lanes(self._lanes)}
-        self._cursors = {lane: copy.deepcopy(cursor) for lane, cursor in own.items() if cursor is not None}
-        self._skipped = {n: Skipped.from_dict(cursor["skipped"]) for n, cursor in self._cursors.items()}
+        self._cursors = {lane: found[lane].to_dict() for lane in share.lanes(lanes) if lane in found}
+        self._skipped = {lane: found[lane].skipped for lane in self._cursors}
 
     def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
         """This rank's part of the validation set; every rank gets the same number of batches, of the same sizes.
@@ -212,8 +221,9 @@ def check_order(state: Mapping[str, Any], order: Mapping[str, Any], version: int
         raise UsageError(
             f"--continue_from: its data position has format {state.get('version')}, this version reads {version}"
         )
+    saved_order = state.get("order")
     for name, value in order.items():
-        saved = state["order"].get(name)
+        saved = saved_order.get(name) if isinstance(saved_order, Mapping) else None
         if saved != value:
             raise UsageError(
                 f"--continue_from: the run was started with another {name} ({saved}, now {value}), "

@@ -112,7 +112,7 @@ def test_a_resumed_stream_goes_on_at_the_next_document(
 def test_a_shard_that_trickles_for_ever_ends_the_run_and_is_named(folder: Path, tokenizer: str, tmp_path: Path) -> None:
     plan: dict[str, list[Any]] = {"c4-train.00002": ["trickle"] * 9}
     with fake_hub.serve(folder, plan) as (_, address):
-        seen = read(address, tmp_path, tokenizer, data_timeout=3)
+        seen = read(address, tmp_path, tokenizer, data_timeout=6)
     assert seen["error"] == "DataError"
     assert "c4-train.00002" in seen["message"] and "--data_timeout" in seen["message"]
 

@@ -90,15 +90,36 @@ def test_prepared_updates_are_not_part_of_the_position(flags: dict[str, Any]) ->
         ({"shuffle_block": 17}, "shuffle_block"),
         ({"packing": None}, "packing"),
         ({"lanes": 4}, "--lanes 4"),
-        ({"global_batch": 12}, "--lanes 8"),
+        ({"global_batch": 12}, "has 8 lanes, .* --total_batch_size 12"),
+        ({"world_size": 3, "global_batch": 24}, "has 8 lanes, which 3 processes must divide"),
     ],
 )
 def test_another_order_is_refused(flags: dict[str, Any], change: dict[str, Any], named: str) -> None:
     state = Ranks(**flags).state()
     if "packing" in change:
         change = {"packing": not flags["packing"]}
+    change = {"lanes": None, **change}
     with pytest.raises(UsageError, match=named):
         Ranks(state=state, **{**flags, **change})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"version": 2},
+        {"order": None},
+        {"lanes": "eight"},
+        {"lanes": 0},
+        {"drawn": None},
+        {"cursors": [1]},
+        {"cursors": {"0": {"epoch": -1}}},
+        {"cursors": {"x": {}}},
+    ],
+)
+def test_a_damaged_position_is_one_message(flags: dict[str, Any], damage: dict[str, Any]) -> None:
+    state = {**Ranks(**flags).state(), **damage}
+    with pytest.raises(UsageError, match="--continue_from"):
+        Ranks(state=state, **{**flags, "lanes": None})
 
 
 def test_positions_of_different_updates_do_not_merge(flags: dict[str, Any]) -> None:
