@@ -80,7 +80,7 @@ def command(save_dir: Path | str, *more: str, processes: int | None = None, upda
 
 
 def train(
-    save_dir: Path | str, *more: str, processes: int | None = None, updates: int = 12, timeout: float = 120
+    save_dir: Path | str, *more: str, processes: int | None = None, updates: int = 12, timeout: float = 240
 ) -> subprocess.CompletedProcess[str]:
     """Runs it to the end in processes of its own."""
     words = command(save_dir, *more, processes=processes, updates=updates)
