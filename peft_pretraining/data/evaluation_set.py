@@ -41,7 +41,9 @@ class EvaluationSet:
         rows = -(-len(ends) // world_size)
         own = [rank + index * world_size for index in range(rows)]
         for first in range(0, rows, size):
-            sequences = [ids[starts[row] : ends[row]] if row < len(ends) else [] for row in own[first : first + size]]
+            sequences: list[np.ndarray | list[int]] = [
+                ids[starts[row] : ends[row]] if row < len(ends) else [] for row in own[first : first + size]
+            ]
             yield from to_rows(sequences, self._config.max_length, self._encoder).batches(size)
 
     def _load(self) -> tuple[np.ndarray, np.ndarray]:

@@ -54,14 +54,17 @@ def read(
 
 @pytest.fixture(scope="module")
 def undisturbed(folder: Path, tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What a run of two ranks and no fault sees, and what it asked for."""
+    """What a job of two processes and no fault sees, and what it asked for."""
+    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
     with fake_hub.serve(folder) as (hub, address):
-        seen = read(address, tmp_path_factory.mktemp("undisturbed"), tokenizer, world_size=2)
+        seen = read(address, tmp_path_factory.mktemp("undisturbed"), tokenizer, launcher=launcher)
     return {**seen, "asked": dict(hub.asked)}
 
 
-def test_files_are_asked_for_once_and_listed_once(undisturbed: Any) -> None:
+def test_a_job_asks_for_files_once_and_for_their_list_once(undisturbed: Any) -> None:
     asked = undisturbed["asked"]
+    assert asked["tree"] == 1
+    assert asked["info"] == 2  # what main is, and that it is there
     shards = {name: count for name, count in asked.items() if name.startswith("c4-")}
     assert shards == {
         "c4-validation.00000-of-00001.json.gz": 1,
@@ -84,17 +87,6 @@ def test_faults_of_the_network_change_nothing(folder: Path, tokenizer: str, undi
     assert not any(plan.values())  # every fault was met
     for key in ("digests", "counters", "eval_tokens", "state"):
         assert seen[key] == undisturbed[key], key
-
-
-def test_processes_of_a_job_ask_the_hub_once(folder: Path, tokenizer: str, undisturbed: Any, tmp_path: Path) -> None:
-    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
-    with fake_hub.serve(folder) as (hub, address):
-        seen = read(address, tmp_path, tokenizer, launcher=launcher)
-    for key in ("digests", "counters", "eval_tokens", "state"):
-        assert seen[key] == undisturbed[key], key
-    assert hub.asked["tree"] == 1
-    assert hub.asked["info"] == 2  # what main is, and that it is there
-    assert {count for name, count in hub.asked.items() if name.startswith("c4-")} == {1}
 
 
 @pytest.mark.slow
