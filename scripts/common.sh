@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # Sourced by the published runs: what they share, and how they are started.
 #
 #   NPROC=8                   processes on this machine (default: the number of GPUs, or 1)

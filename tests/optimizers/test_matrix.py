@@ -32,7 +32,7 @@ def run(cells: list[Cell], folder: Path, processes: int = 2) -> list[dict]:
     (folder / "cells.json").write_text(json.dumps([asdict(cell) for cell in cells]))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command += ["-m", "tests.optimizers.matrix", str(folder / "cells.json"), str(folder / "results.json")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3600)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=7200)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "results.json").read_text())
 
@@ -47,6 +47,7 @@ def check(cells: list[Cell], results: list[dict]) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.timeout(1500)
 def test_covering_part(tmp_path):
     cells = covering()
     check(cells, run(cells, tmp_path))
@@ -67,6 +68,7 @@ def test_accumulated_per_layer_updates(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_full_product(tmp_path):
     cells = all_cells()
     check(cells, run(cells, tmp_path))
