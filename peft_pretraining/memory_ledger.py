@@ -52,7 +52,8 @@ class Ledger(TorchDispatchMode):
     """While active, notes when the storage of each tensor on a device is born and when it is gone.
 
     `stage` and `moment` are noted with what happens next. Memory that a kernel takes and gives back within one
-    operation is not seen. On the meta device an operation that would wait for a value is told that it is true.
+    operation is not seen. On the meta device, where a condition has no value, equalities are taken as false and all
+    others as true.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -63,15 +64,18 @@ class Ledger(TorchDispatchMode):
         self._kinds: dict[int, str] = {}
         self._numbers: dict[int, int] = {}
         self._references: dict[int, weakref.ref] = {}
+        self._equalities: set[int] = set()
         self._seen = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if function is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return True
+            return self._number(args[0]) not in self._equalities
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
-                self._number(tensor)
+                number = self._number(tensor)
+                if number is not None and function.overloadpacket is torch.ops.aten.eq:
+                    self._equalities.add(number)
         return result
 
     def mark(self, kind: str, tensors: Iterable[Tensor]) -> None:

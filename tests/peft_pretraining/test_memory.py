@@ -53,6 +53,7 @@ def measured(config: RunConfig) -> Account:
         "--optimizer adamw_sn --beta1 0 --per_layer --activation_checkpointing",
         "--optimizer galore_adamw --rank 8 --gradient_accumulation 2",
         "--optimizer galore_adamw8bit_per_layer --rank 8 --gradient_accumulation 2",
+        "--optimizer sgd_boost --per_layer --gradient_accumulation 2",
         "--optimizer ldadamw --rank 8 --state_dtype bfloat16",
         "--optimizer adam8bit",
         "--optimizer muon --use_hf_model",
