@@ -15,7 +15,7 @@ folder="runs/demo-$(date +%Y%m%d-%H%M%S)"
     --dataset builtin \
     --optimizer adamw_sn --lr 0.05 --grad_clipping 1.0 \
     --batch_size 16 --max_length 256 --dtype float32 \
-    --num_training_steps 200 --eval_every 100 --eval_tokens 100K --save_every 200 \
+    --num_training_steps 150 --eval_every 75 --eval_tokens 100K --save_every 150 \
     --wandb_mode disabled --save_dir "$folder" "$@"
 
 .venv/bin/python - "$folder" <<'PYTHON'
