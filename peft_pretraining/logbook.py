@@ -70,7 +70,7 @@ class Logbook:
         except OSError as error:
             raise UsageError(f"--save_dir {run.folder.path}: metrics cannot be written ({error})") from error
         self._tracker = start_tracker(run.config, run.folder.path)
-        if run.config.logging.log_details and hasattr(run.optimizer, "routing_table"):
+        if hasattr(run.optimizer, "routing_table"):
             logger.info("which parameter is updated how:\n{}", run.optimizer.routing_table())
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:

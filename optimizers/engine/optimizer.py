@@ -14,6 +14,7 @@ from .distributed import Alone, Exchange
 from .options import EngineOptions
 from .parameter import ManagedParameter, Shared
 from .per_layer import PerLayerUpdates
+from .roles import role_of
 from .rule import UpdateRule
 
 
@@ -154,18 +155,18 @@ class EngineOptimizer(torch.optim.Optimizer):
         return rates
 
     def routing_table(self) -> str:
-        """One line for each (route, shape, rule): how many tensors and their state in MB."""
+        """One line for each (role, shape, rule): how many tensors and their state on this process in MB."""
         rows: dict[tuple[str, str, str], list[int]] = {}
         for param, managed in self.managed.items():
-            size = sum(t.numel() * t.element_size() for t in self.state[param].values())
+            size = sum(sharding.local(t).nbytes for t in self.state[param].values())
             shape = "x".join(map(str, param.shape))
-            row = rows.setdefault((managed.group.get("route") or "-", shape, type(managed.rule).__name__), [0, 0])
+            row = rows.setdefault((role_of(managed.name), shape, type(managed.rule).__name__), [0, 0])
             row[0] += 1
             row[1] += size
-        lines = [f"{'route':<26} {'shape':>12} {'rule':<19} {'tensors':>7} {'state MB':>9}"]
-        for (route, shape, rule), (count, size) in rows.items():
-            lines.append(f"{route:<26} {shape:>12} {rule:<19} {count:>7} {size / 1e6:>9.2f}")
-        lines.append(f"{'total':<26} {'':>12} {'':<19} {len(self.managed):>7} {self.state_bytes() / 1e6:>9.2f}")
+        lines = [f"{'role':<17} {'shape':>12} {'rule':<19} {'tensors':>7} {'state MB':>9}"]
+        for (role, shape, rule), (count, size) in rows.items():
+            lines.append(f"{role:<17} {shape:>12} {rule:<19} {count:>7} {size / 1e6:>9.2f}")
+        lines.append(f"{'total':<17} {'':>12} {'':<19} {len(self.managed):>7} {self.state_bytes() / 1e6:>9.2f}")
         return "\n".join(lines)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
