@@ -4,6 +4,7 @@ import gzip
 import json
 import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -112,11 +113,13 @@ def test_both_go_together_without_a_flag_for_the_tokenizer(small: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_corpus_is_about_20_mb_and_takes_less_than_45_seconds(tmp_path: Path) -> None:
+def test_the_whole_corpus_is_about_20_mb_and_takes_less_than_45_seconds_on_two_cores(tmp_path: Path) -> None:
     code = "from peft_pretraining.data.builtin_corpus import ensure_corpus; print(ensure_corpus())"
-    started = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = {**os.environ, "THRIFT_CACHE": str(tmp_path)}
     finished = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert time.monotonic() - started < 45
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Processor time: the wall clock of a busy machine says little.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2 * 45
     texts = [document["text"] for document in documents(Path(finished.stdout.strip()), "en/*")]
     assert 15e6 < sum(len(text.encode()) for text in texts) < 30e6
