@@ -65,6 +65,7 @@ def _group_lives(group: int) -> bool:
 
 
 @pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.slow
 def test_a_core_prepares_tokens_much_faster_than_it_trains_on_them(c4: str, tokenizer: str, packing: bool) -> None:
     data = open_data(dataset=c4, tokenizer=tokenizer, packing=packing, global_batch=64, batch_size=64)
     next(data)
