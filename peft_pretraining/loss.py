@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_ROWS = 512  # 32 MB of bf16 logits at a vocabulary of 32,000
+CHUNK_ROWS = 256  # 16 MB of bf16 logits at a vocabulary of 32,000; 512 and 1024 were no faster
+_SCALED_ROWS = 2048
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, *, compiled: bool = False) -> Tensor:
@@ -53,7 +54,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         scaled_weight = torch.empty_like(grad_weight, dtype=ctx.weight_dtype)
-        torch.mul(grad_weight, grad_loss, out=scaled_weight)  # casts while writing: no second fp32 copy
+        for part, scaled in zip(grad_weight.split(_SCALED_ROWS), scaled_weight.split(_SCALED_ROWS), strict=True):
+            torch.mul(part, grad_loss, out=scaled)  # in parts, as it makes an fp32 copy before it casts
         return grad_hidden * grad_loss.to(grad_hidden.dtype), scaled_weight, None, None
 
 
