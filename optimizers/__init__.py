@@ -33,6 +33,11 @@ def build_optimizer(name: str, model: nn.Module, lr: float, **arguments: Any) ->
             settings[key] = value
         elif method.engine and key in EngineOptions.names():
             options[key] = value
+        elif key in EngineOptions.names():
+            raise ValueError(
+                f"{method.name} is a class of another library, which stores its state and takes its steps in its own "
+                f"way: it has no {key}; leave it out or choose a method of this package"
+            )
         else:
             takes = sorted(settings) + (list(EngineOptions.names()) if method.engine else [])
             raise ValueError(f"{method.name} does not take {key}; it takes {', '.join(takes)}")

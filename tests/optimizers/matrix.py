@@ -46,10 +46,10 @@ class Cell:
         for part in filter(None, self.variant.split()):
             key, value = part.split("=")
             arguments[key] = value_of(value)
-        if registry.get(self.method).engine:
-            options = dict(state_dtype=self.state_dtype, execution=self.execution, per_layer=self.per_layer)
-            arguments |= options
-        return arguments
+        options = dict(state_dtype=self.state_dtype, execution=self.execution, per_layer=self.per_layer)
+        plain = dict(state_dtype="float32", execution="eager", per_layer=False)
+        given = registry.get(self.method).engine  # a library's class is asked only for what differs from its ways
+        return arguments | {k: v for k, v in options.items() if given or v != plain[k]}
 
 
 def value_of(text: str) -> Any:
@@ -75,14 +75,19 @@ def variants(method: str) -> list[str]:
 
 def engine_methods() -> list[str]:
     """Methods that run on the engine, without names that only preset its options."""
-    return [m.name for m in registry.methods() if m.engine and not m.presets.get("per_layer")]
+    return [m.name for m in registry.methods() if m.engine and not m.presets]
+
+
+def library_methods() -> list[str]:
+    """Methods that are classes of torch, transformers or bitsandbytes."""
+    return [m.name for m in registry.methods() if not m.engine]
 
 
 def all_cells() -> list[Cell]:
     """The full product."""
     return [
         Cell(method, variant, dtype, execution, per_layer, parallel)
-        for method in engine_methods()
+        for method in [*engine_methods(), *library_methods()]
         for variant in variants(method)
         for parallel in ("single", "ddp", "fsdp")
         for dtype in ("float32", "bfloat16", "int8")
@@ -170,6 +175,8 @@ def judge(cell: Cell, references: dict[Cell, Tensor], rank: int, world: int) -> 
         weights, _ = train(cell, rank, world)
     except ValueError as error:
         return {"refused": str(error)}
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {error}"}
     moved = (references[plain] - start).norm()
     return {"deviation": float((weights - references[plain]).norm() / moved)}
 
