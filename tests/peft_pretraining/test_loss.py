@@ -63,7 +63,7 @@ def test_the_incoming_gradient_scales_both_gradients_and_backward_can_be_repeate
 def test_without_gradients_only_the_loss_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight, labels = problem(CHUNK_ROWS + 5)
     exact, *_ = plain(hidden, weight, labels)
-    monkeypatch.delattr(loss, "_chunk_loss_and_gradients")
+    monkeypatch.delattr(loss, "_chunk_losses_and_gradients")
     with torch.no_grad():
         assert relative_error(linear_cross_entropy(hidden, weight, labels), exact) < 1e-6
 
@@ -97,6 +97,30 @@ def test_the_full_logits_never_exist() -> None:
     with LargestTensor() as largest:
         linear_cross_entropy(hidden, weight, labels).backward()
     assert largest.numel == CHUNK_ROWS * 997
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_products_meet_few_shapes(learns: bool) -> None:
+    """oneDNN keeps megabytes for each, so that memory would grow for hours."""
+    with Products() as products:
+        for rows in range(1, 2 * CHUNK_ROWS, 19):
+            hidden, weight, labels = problem(rows)
+            with torch.set_grad_enabled(learns):
+                linear_cross_entropy(hidden, weight, labels)
+    assert len(products.shapes) == (12 if learns else 4)
+
+
+class Products(TorchDispatchMode):
+    """Notes the shapes of all matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[torch.Size, torch.Size]] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if function is torch.ops.aten.mm.default:
+            self.shapes.add((args[0].shape, args[1].shape))
+        return function(*args, **(kwargs or {}))
 
 
 class LargestTensor(TorchDispatchMode):
