@@ -14,6 +14,7 @@ from torch import Tensor
 from optimizers import build_optimizer
 from optimizers.engine.distributed import replicate
 from peft_pretraining.checkpoint import RunFolder, choose_folder, find_checkpoint, load_checkpoint, locked
+from peft_pretraining.checkpoint.background import BackgroundSave
 from peft_pretraining.checkpoint.optimizer_state import Groups, group_values, parameter_names
 from peft_pretraining.config import RunConfig
 from peft_pretraining.data import TrainingData, build_data
@@ -33,8 +34,9 @@ class Run:
     """What training, evaluation and checkpoints work on.
 
     names: the name of every parameter that is trained. constructed_groups: the optimizer's settings before
-    its first update. last_saved: the update of the newest checkpoint in the run folder. stopping: whether all
-    processes have agreed to stop after the current update.
+    its first update. last_saved: the update of the newest checkpoint in the run folder, or under way to it.
+    saving: the checkpoint under way in the background. stopping: whether all processes have agreed to stop after
+    the current update.
     """
 
     config: RunConfig
@@ -49,6 +51,7 @@ class Run:
     constructed_groups: Groups
     progress: Progress
     last_saved: int | None = None
+    saving: BackgroundSave | None = None
     stopping: bool = False
 
     @property

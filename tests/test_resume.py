@@ -8,7 +8,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from safetensors.torch import load_file
 
+from peft_pretraining.checkpoint import verify
 from tests.tiny_runs import command, environment, losses, records, train, train_here
 
 LONG = 120
@@ -94,11 +96,39 @@ def test_torchrun_restarts_a_killed_rank_and_nothing_is_lost(tmp_path: Path) -> 
     whole = tmp_path / "whole"
     assert train(whole, *more, processes=2, updates=LONG).returncode == 0
     assert records(folder) == records(whole)
-    for processes, parallel in ((None, "ddp"), (2, "fsdp")):
-        part = tmp_path / f"from_100_{parallel}"
-        source = ("--continue_from", str(whole / "model_100"), "--parallel", parallel)
-        assert train(part, *more, *source, processes=processes, updates=LONG).returncode == 0
-        assert losses(part) == pytest.approx(losses(whole), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_sn", "ldadamw"])
+@pytest.mark.parametrize("saved_by", ["ddp", "fsdp"])
+def test_saved_on_two_processes_goes_on_with_one_and_with_four(tmp_path: Path, saved_by: str, optimizer: str) -> None:
+    """Saved in the background; continued as copies and as shards."""
+    more = ("--save_every", "4", "--optimizer", optimizer, "--lr", "1e-3", "--batch_size", "2", "--async_save")
+    more += ("--rank", "8") if optimizer == "ldadamw" else ()
+    whole = tmp_path / "whole"
+    assert train(whole, *more, "--parallel", saved_by, processes=2).returncode == 0
+    for processes, parallel in ((None, "ddp"), (4, "ddp"), (4, "fsdp")):
+        part = tmp_path / f"{processes}_{parallel}"
+        source = ("--continue_from", str(whole / "model_8"), "--parallel", parallel)
+        done = train(part, *more, *source, processes=processes)
+        assert done.returncode == 0, done.stderr
+        assert len(losses(part)) == 12
+        assert losses(part) == pytest.approx(losses(whole), rel=1e-4 if optimizer == "ldadamw" else 1e-5)
+
+
+def test_checkpoints_saved_in_the_background_are_those_saved_at_once(uninterrupted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert train_here(folder, "--async_save") == 0
+    assert records(folder) == records(uninterrupted)
+    for name in ("model_4", "model_8", "model_12"):
+        verify(folder / name)
+        for file in (uninterrupted / name).rglob("*.safetensors"):
+            expected = load_file(file)
+            found = load_file(folder / name / file.relative_to(uninterrupted / name))
+            assert found.keys() == expected.keys()
+            assert all(found[key].equal(expected[key]) for key in expected), (name, file)
+    assert train_here(tmp_path / "parts", "--continue_from", str(folder / "model_8")) == 0
+    assert records(tmp_path / "parts") == records(uninterrupted)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])

@@ -15,6 +15,9 @@ class CheckpointConfig:
 
     save_dir: str | None = flag(None, help="run folder (default: runs/NAME, or runs/TIME OF THE START)")
     save_every: int = flag(10_000, help="updates between checkpoints; the last update is always saved")
+    async_save: bool = flag(
+        False, help="copy the state to host memory and write it while training goes on; the last save is waited for"
+    )
     keep_checkpoints: int = flag(3, help="newest checkpoints kept; older ones are deleted")
     continue_from: str | None = flag(
         None,

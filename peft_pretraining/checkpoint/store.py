@@ -11,8 +11,9 @@ on several machines needs a file system that they share.
 import json
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial as partial_function
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from peft_pretraining.checkpoint import optimizer_state
+from peft_pretraining.checkpoint.background import BackgroundSave, storage_failures
 from peft_pretraining.data import merge_states
 from peft_pretraining.errors import UsageError
 from peft_pretraining.model_folder import save_model
@@ -40,28 +42,62 @@ TRAINER = "trainer.json"
 def save_checkpoint(run: "Run") -> Path:
     """Writes model_{update} of the current update. A collective.
 
-    Raises UsageError if it cannot be written; the checkpoints before it are untouched.
+    With --async_save it returns when the state is copied; the next save, and the run's end, wait for the disk.
+    Raises UsageError if it, or the one before it, cannot be written; the checkpoints before are untouched.
     """
     update, world, folder = run.progress.update, run.world, run.folder
+    finish_saving(run)
     if run.last_saved == update:
         return folder.checkpoint(update)
+    later = run.config.checkpoint.async_save and not run.stopping and update < run.updates
     if world.is_main:
         folder.sync_metrics()
-    with _failure_named(run):
+    with _failure_named(run, update):
         with world.together(), _disk_errors():
             partial = folder.begin(update) if world.is_main else None
         path = world.from_main(partial)
         assert path is not None
-        _write_weights(run, path)
-        _write_optimizer(run, path / STATE_FOLDER)
-        trainer = _describe(run)
         with world.together(), _disk_errors():
-            if world.is_main:
-                (path / STATE_FOLDER / TRAINER).write_text(json.dumps(trainer), encoding="utf-8")
-                folder.publish(update, run.config.checkpoint.keep_checkpoints, on_file=world.arrive)
+            (path / STATE_FOLDER).mkdir(exist_ok=True)
+        trainer, weights = _describe(run), _whole_weights(run.model, world, copy=later)
+        publish = partial_function(_publish, run, path, update, trainer, weights)
+        if later:
+            tensors = _unshared(optimizer_state.state_tensors(run.optimizer, run.names))
+            run.saving = BackgroundSave(update, tensors, path / STATE_FOLDER, publish if world.is_main else None, world)
+        else:
+            _write_optimizer(run, path / STATE_FOLDER)
+            with world.together(), _disk_errors():
+                if world.is_main:
+                    publish(on_file=world.arrive)
     run.last_saved = update
-    logger.info("checkpoint {}", folder.checkpoint(update))
     return folder.checkpoint(update)
+
+
+def finish_saving(run: "Run") -> None:
+    """Waits until a checkpoint under way in the background is on the disk. A collective.
+
+    Raises UsageError if it could not be written.
+    """
+    if (saving := run.saving) is None:
+        return
+    run.saving = None
+    with _failure_named(run, saving.update), run.world.together(), _disk_errors():
+        saving.wait()
+
+
+def _publish(
+    run: "Run",
+    path: Path,
+    update: int,
+    trainer: dict[str, Any],
+    weights: dict[str, Tensor],
+    on_file: Callable[[], None] = lambda: None,
+) -> None:
+    """What the main process writes once all shards of the optimizer state are there."""
+    save_model(run.model, path, run.data.tokenizer, state_dict=weights)
+    (path / STATE_FOLDER / TRAINER).write_text(json.dumps(trainer), encoding="utf-8")
+    run.folder.publish(update, run.config.checkpoint.keep_checkpoints, on_file=on_file)
+    logger.info("checkpoint {}", run.folder.checkpoint(update))
 
 
 def load_checkpoint(run: "Run", path: Path) -> None:
@@ -122,50 +158,29 @@ def _describe(run: "Run") -> dict[str, Any]:
     }
 
 
-def _write_weights(run: "Run", path: Path) -> None:
-    weights = _whole_weights(run.model, run.world)
-    with run.world.together(), _disk_errors():
-        if run.world.is_main:
-            save_model(run.model, path, run.data.tokenizer, state_dict=weights)
-
-
-def _whole_weights(model: nn.Module, world: World) -> dict[str, Tensor]:
-    """The unsharded weights, on the CPU of the main process only."""
+def _whole_weights(model: nn.Module, world: World, copy: bool) -> dict[str, Tensor]:
+    """The unsharded weights, on the CPU of the main process only; copy: in memory that no update changes."""
     from torch.distributed.tensor import DTensor
 
     weights = {}
     for name, parameter in model.named_parameters():
         whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
         if world.is_main:
-            weights[name] = whole.detach().cpu()
+            weights[name] = whole.detach().to("cpu", copy=copy)
     return weights
 
 
 def _write_optimizer(run: "Run", path: Path) -> None:
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint import HuggingFaceStorageWriter
-    from torch.distributed.checkpoint.api import CheckpointException
 
     tensors = _unshared(optimizer_state.state_tensors(run.optimizer, run.names))
-    alone = run.world.world_size == 1
-    with run.world.together(), _disk_errors():
-        path.mkdir(exist_ok=True)
     if not tensors:
         return
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.save(
-                tensors,
-                storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True),
-                no_dist=alone,
-            )
-    except CheckpointException as error:
-        # It derives from BaseException and holds the failures of every rank.
-        rank, (reason, _) = next(iter(error.failures.items()))
-        if not isinstance(reason, OSError | SafetensorError):
-            raise
-        raise UsageError(f"process {rank}: {reason}") from error
+    with warnings.catch_warnings(), storage_failures():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        writer = HuggingFaceStorageWriter(str(path), save_distributed=True)
+        dcp.save(tensors, storage_writer=writer, no_dist=run.world.world_size == 1)
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -228,12 +243,12 @@ def _disk_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _failure_named(run: "Run") -> Iterator[None]:
+def _failure_named(run: "Run", update: int) -> Iterator[None]:
     """Says which checkpoint failed, why, and what is left; leaves nothing half-written behind."""
     try:
         yield
     except UsageError as error:
-        update, folder = run.progress.update, run.folder
+        folder = run.folder
         if run.world.is_main:
             shutil.rmtree(folder.path / f".model_{update}.partial", ignore_errors=True)
         raise type(error)(

@@ -201,9 +201,10 @@ sys.exit(main(sys.argv[2:]))
 
 
 @pytest.mark.parametrize("largest", [20_000, 190_000])
-def test_a_full_disk_keeps_the_checkpoints_before_it(finished: Path, run: Path, largest: int) -> None:
+@pytest.mark.parametrize("how", [(), ("--async_save", "--save_every", "16")])
+def test_a_full_disk_keeps_the_checkpoints_before_it(run: Path, largest: int, how: tuple[str, ...]) -> None:
     """A limit on file sizes stands for the full disk: 20 kB stop the weights, 190 kB the larger optimizer state."""
-    more = ["--single_gpu", *flags(run, "--continue_from", "auto", "--num_training_steps", "16")]
+    more = ["--single_gpu", *flags(run, *how, "--continue_from", "auto", "--num_training_steps", "18")]
     words = [sys.executable, "-c", FULL_DISK, str(largest), *more]
     done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=60)
     assert done.returncode == 2, done.stderr
