@@ -3,9 +3,9 @@
     python -m benchmarks.matrix             run what is missing, write benchmarks/results/matrix.json and the table
     python -m benchmarks.matrix --fresh     forget an earlier record first
 
-A cell is (method and variant) x (float32, bfloat16, int8 state) x (eager, compiled) x (ordinary, per-layer) x (1 process,
-DDP on 2, FSDP2 on 2): a tiny LLaMA, 20 updates on the same global batches, its weights' distance from those of the same
-method and state format in one process, eager, ordinary, relative to the distance moved. Cells are those of
+A cell is (method and variant) x (float32, bfloat16, int8 state) x (eager, compiled) x (ordinary, per-layer) x
+(1 process, DDP on 2, FSDP2 on 2): a tiny LLaMA, 20 updates on the same global batches, its weights' distance from those
+of the same method and state format in one process, eager, ordinary, relative to the distance moved. Cells are those of
 tests/optimizers/matrix.py; the table goes between the markers of docs/results.md.
 """
 

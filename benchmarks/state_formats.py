@@ -64,7 +64,7 @@ def main() -> None:
     """Run all methods in all formats."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "state_formats", help="where the run folders are")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "state_formats", help="of the runs")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     common = json.loads(GRID.read_text())["common"]

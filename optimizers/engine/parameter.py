@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from . import precision, sharding
 from .execution import ScalarCache, UpdateKernel, compiled, signature
 from .options import EngineOptions
 from .rule import State, StateSpec, UpdateRule
+
+if TYPE_CHECKING:
+    from .diagnostics import Observer
 
 Specs = tuple[tuple[str, StateSpec, str], ...]
 SKIPPED_KEYS = ("params", "param_names", "lr", "base_lr", "initial_lr", "route", "weight_decay")
@@ -27,6 +30,7 @@ class Shared:
     rule_for: Callable[[dict[str, Any], Tensor], UpdateRule]
     warnings: Counter[str] = field(default_factory=Counter)
     scalars: ScalarCache = field(default_factory=ScalarCache)
+    observer: Observer | None = None
 
 
 class ManagedParameter:
@@ -50,6 +54,7 @@ class ManagedParameter:
         self.rule = shared.rule_for(group, param)
         self.specs = self._specs()
         self.placement = sharding.place(param, self.rule, self.specs, index, name)
+        self.slices = sharding.slices(param.shape, self.rule, self.specs, self.placement)
         self.settled: bool | None = None
         self.refreshed_at = 0
         self.ready = True
@@ -163,6 +168,13 @@ class ManagedParameter:
     def update(self, grad: Tensor | None, compressed: Tensor | None = None) -> None:
         """Update weight and state from the whole gradient, or from its compressed form, or (neither) from what was
         accumulated in the rule's accumulator."""
+        if self.shared.observer is None:
+            self._count(grad, compressed)
+        else:
+            with self.shared.observer.watching(self, grad):
+                self._count(grad, compressed)
+
+    def _count(self, grad: Tensor | None, compressed: Tensor | None) -> None:
         try:
             self._update(grad, compressed)
         except torch.linalg.LinAlgError:
@@ -173,6 +185,8 @@ class ManagedParameter:
 
     def _update(self, grad: Tensor | None, compressed: Tensor | None) -> None:
         step = self.step + 1
+        if self.slices > 1 and not self._compiles():
+            return self._update_in_slices(step, grad)
         kernel = self._kernel(step == 1, grad, compressed)
         weight = sharding.local(self.param)
         if self.placement.mode == "owner":
@@ -184,6 +198,19 @@ class ManagedParameter:
             kernel.write(weight, local, values, seed)
         else:
             kernel(weight, grad, compressed, self.stored(), *self._numbers(step, eager=not self._compiles()))
+
+    def _update_in_slices(self, step: int, grad: Tensor | None) -> None:
+        """The eager update of a large tensor, some rows after others: float32 temporaries have the size of a slice."""
+        values, seed = self._numbers(step, eager=True)
+        weight, stored = sharding.local(self.param), self.stored()
+
+        def rows(tensor: Tensor, number: int) -> Tensor:
+            return tensor.chunk(self.slices)[number] if tensor.ndim else tensor
+
+        for number in range(self.slices):
+            kernel = self._kernel(step == 1, grad, None, number)
+            part = {name: rows(tensor, number) for name, tensor in stored.items()}
+            kernel(rows(weight, number), None if grad is None else rows(grad, number), None, part, values, seed)
 
     def _compiles(self) -> bool:
         return self.shared.options.execution == "compiled" and self.rule.compilable and self.placement.mode != "owner"
@@ -199,12 +226,14 @@ class ManagedParameter:
             return values, seed
         return self.shared.scalars.tensors(values, self.param.device), self.shared.scalars.seed(seed, self.param.device)
 
-    def _kernel(self, first: bool, grad: Tensor | None, compressed: Tensor | None) -> Any:
+    def _kernel(self, first: bool, grad: Tensor | None, compressed: Tensor | None, number: int | None = None) -> Any:
+        """The kernel of the whole, or of one of the slices."""
         decays = self.group["weight_decay"] != 0.0
-        key = (first, decays, grad is None, compressed is None)
+        key = (first, decays, grad is None, compressed is None, number)
         if key not in self._kernels:
             stochastic = self.shared.options.weight_rounding == "stochastic"
-            kernel = UpdateKernel(self.rule, self.specs, first, decays, stochastic, self.placement.part)
+            part = self.placement.part if number is None else self.placement.part * self.slices + number
+            kernel = UpdateKernel(self.rule, self.specs, first, decays, stochastic, part)
             tensors = (sharding.local(self.param), grad, compressed)
             self._kernels[key] = compiled(kernel, signature(*tensors)) if self._compiles() else kernel
         return self._kernels[key]
