@@ -1,0 +1,103 @@
+"""Freezes the processes of a torchrun job for a moment and reads from the ranks' Python stacks what they are doing."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+# The first of these functions that stands on the main thread's stack names the phase.
+_PHASES = (
+    ("store.py", "save_checkpoint", "checkpoint"),
+    ("evaluation.py", "evaluate", "evaluation"),
+    ("lanes.py", "_fill", "data refill"),
+    ("training.py", "train_step", "update"),
+    ("run.py", "restore_or_start", "start"),
+    ("run.py", "run_folder", "start"),
+    ("parallel.py", "session", "start"),
+    ("torchrun_main.py", "pretrain", "between"),
+)
+_STARTING = "start"
+_OWN_CODE = ("torchrun_main.py", "peft_pretraining/", "optimizers/")
+_SPY = Path(sys.executable).with_name("py-spy")
+
+
+class Job:
+    """A torchrun agent and the ranks it has started; `log` gets what they print."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
+        with open(log, "ab") as file:
+            self._child = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+        self._agent = psutil.Process(self._child.pid)
+
+    def poll(self) -> int | None:
+        """The exit status of the agent; None while it runs."""
+        return self._child.poll()
+
+    def ranks(self) -> dict[int, psutil.Process]:
+        """The living processes of the training script, by rank."""
+        found = {}
+        for process in self._agent.children():
+            try:
+                found[int(process.environ()["RANK"])] = process
+            except (psutil.Error, KeyError, ValueError):
+                continue
+        return dict(sorted(found.items()))
+
+    @contextmanager
+    def frozen(self) -> Iterator[dict[int, psutil.Process]]:
+        """Stops the agent and its ranks, which are given, and lets those that still live go on afterwards."""
+        _signal(self._agent, signal.SIGSTOP)
+        ranks = self.ranks()
+        for process in ranks.values():
+            _signal(process, signal.SIGSTOP)
+        until = time.monotonic() + 5
+        while time.monotonic() < until and not all(map(_stands_still, ranks.values())):
+            time.sleep(0.001)
+        try:
+            yield ranks
+        finally:
+            for process in (*ranks.values(), self._agent):
+                _signal(process, signal.SIGCONT)
+
+    def kill(self) -> None:
+        """`kill -9` of the agent and of everything below it."""
+        for process in (self._agent, *self._agent.children(recursive=True)):
+            _signal(process, signal.SIGKILL)
+        self._child.wait()
+
+
+def kill(process: psutil.Process) -> None:
+    """`kill -9` of one process."""
+    _signal(process, signal.SIGKILL)
+
+
+def look(process: psutil.Process) -> tuple[str, str]:
+    """The phase a frozen rank is in, and the innermost function of this repository on its main thread."""
+    command = [str(_SPY), "dump", "--nonblocking", "--json", "--pid", str(process.pid)]
+    seen = subprocess.run(command, capture_output=True, text=True, check=False)
+    if seen.returncode != 0:
+        return _STARTING, "interpreter"  # there is no stack to read yet
+    threads = {thread["os_thread_id"]: thread["frames"] for thread in json.loads(seen.stdout)}
+    # Methods are named with their class where it can be told.
+    frames = [(frame["filename"], frame["name"].rpartition(".")[2]) for frame in threads.get(process.pid, [])]
+    own = [(Path(file).name, name) for file, name in frames if any(part in file for part in _OWN_CODE)]
+    where = ":".join(own[0]) if own else "interpreter"
+    return next((phase for file, name, phase in _PHASES if (file, name) in own), _STARTING), where
+
+
+def _stands_still(process: psutil.Process) -> bool:
+    try:
+        return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
