@@ -1,11 +1,13 @@
 """Freezes the processes of a torchrun job for a moment and reads from the ranks' Python stacks what they are doing."""
 
 import json
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,48 +30,56 @@ _SPY = Path(sys.executable).with_name("py-spy")
 
 
 class Job:
-    """A torchrun agent and the ranks it has started; `log` gets what they print."""
+    """An agent of torchrun, run by `target(*arguments)` in a forked process, and the ranks that it has started.
 
-    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
-        with open(log, "ab") as file:
-            self._child = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+    log: gets what they print.
+    """
+
+    def __init__(self, target: Callable[..., None], arguments: tuple[object, ...], log: Path) -> None:
+        # Forked: what this process has imported, the agent and its ranks need not import again.
+        context = multiprocessing.get_context("fork")
+        self._child = context.Process(target=_logged, args=(target, arguments, log))
+        self._child.start()
         self._agent = psutil.Process(self._child.pid)
 
     def poll(self) -> int | None:
         """The exit status of the agent; None while it runs."""
-        return self._child.poll()
+        return self._child.exitcode
 
-    def ranks(self) -> dict[int, psutil.Process]:
+    def ranks(self) -> list[psutil.Process]:
         """The living processes of the training script, by rank."""
-        found = {}
-        for process in self._agent.children():
-            try:
-                found[int(process.environ()["RANK"])] = process
-            except (psutil.Error, KeyError, ValueError):
-                continue
-        return dict(sorted(found.items()))
+        with suppress(psutil.NoSuchProcess):
+            return sorted(self._agent.children(), key=lambda process: (process.create_time(), process.pid))
+        return []
 
     @contextmanager
-    def frozen(self) -> Iterator[dict[int, psutil.Process]]:
+    def frozen(self) -> Iterator[list[psutil.Process]]:
         """Stops the agent and its ranks, which are given, and lets those that still live go on afterwards."""
         _signal(self._agent, signal.SIGSTOP)
         ranks = self.ranks()
-        for process in ranks.values():
+        for process in ranks:
             _signal(process, signal.SIGSTOP)
         until = time.monotonic() + 5
-        while time.monotonic() < until and not all(map(_stands_still, ranks.values())):
+        while time.monotonic() < until and not all(map(_stands_still, ranks)):
             time.sleep(0.001)
         try:
             yield ranks
         finally:
-            for process in (*ranks.values(), self._agent):
+            for process in (*ranks, self._agent):
                 _signal(process, signal.SIGCONT)
 
     def kill(self) -> None:
         """`kill -9` of the agent and of everything below it."""
         for process in (self._agent, *self._agent.children(recursive=True)):
             _signal(process, signal.SIGKILL)
-        self._child.wait()
+        self._child.join()
+
+
+def _logged(target: Callable[..., None], arguments: tuple[object, ...], log: Path) -> None:
+    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    target(*arguments)
 
 
 def kill(process: psutil.Process) -> None:

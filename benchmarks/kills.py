@@ -8,26 +8,32 @@ torchrun is started again by the same command (--continue_from auto). Before a k
 py-spy reads what the victim is doing, so that the kill falls into the phase it is meant for: an update, a refill of
 the data, an evaluation, the writing of a checkpoint, a start. While they stand still, every checkpoint that a restart
 could choose must be whole and hold the uninterrupted run's bytes. At the end the metrics must be the uninterrupted
-run's, line by line and bit for bit but for timings. Cells that are done are kept in the folder. Writes
-benchmarks/results/kills.json; exit status 1 after any mismatch.
+run's, line by line and bit for bit but for timings. The uninterrupted run is started by torchrun's command line; to
+spare importing torch 300 times, the killed ones are started by torchrun's agent in processes forked from this one,
+unless --command_line is given. Cells that are done are kept in the folder. Writes benchmarks/results/kills.json; exit
+status 1 after any mismatch.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import re
 import shutil
 import subprocess
 import sys
 import time
+import uuid
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+import peft_pretraining.data.records  # noqa: F401  (ranks import it late, and every one again)
+import torchrun_main
 from benchmarks.common import ROOT, write_result
 from benchmarks.frozen import Job, kill, look
 from peft_pretraining.checkpoint import METRICS, DamagedCheckpoint, RunFolder, verify
@@ -44,17 +50,18 @@ PHASES = ("update", "data refill", "evaluation", "checkpoint", "start")
 UPDATES, EVAL_EVERY, SAVE_EVERY = 220, 4, 5
 LAST_TARGET = UPDATES - 40  # so that every kill finds its phase before the run is done
 SPREAD = 20  # updates within which the wanted phase is waited for
-START_SECONDS = 8.0
+START_SECONDS = 3.0
 CONTINUED = re.compile(r"continuing from \S*model_(\d+), update (\d+) of")
 OPENED = "which parameter is updated how"  # said when a run has opened its metrics to go on with them
+RESTARTS = 1000
 Event = dict[str, Any]
 
 
 class Cell:
     """A method on a number of processes: its uninterrupted run, its killed run, and what happened."""
 
-    def __init__(self, family: str, processes: int, kills: int, folder: Path) -> None:
-        self.family, self.processes, self.kills = family, processes, kills
+    def __init__(self, family: str, processes: int, kills: int, folder: Path, command_line: bool) -> None:
+        self.family, self.processes, self.kills, self.command_line = family, processes, kills, command_line
         self.folder = folder / f"{family}-{processes}"
         self.killed, self.whole = RunFolder(self.folder / "killed"), RunFolder(self.folder / "whole")
         self.log = self.folder / "log"
@@ -74,8 +81,9 @@ class Cell:
         done = subprocess.run(whole, env=environment(), capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise SystemExit(f"the uninterrupted run failed:\n{done.stderr[-3000:]}")
-        for target, phase, mode in tqdm(self._plan(), desc=self.folder.name, unit="kill"):
+        for target, phase, mode in self._plan():
             self._strike(target, phase, mode)
+            print(f"{self.folder.name}: {self.events[-1]}", flush=True)
         self._start()
         assert self.job is not None
         while (status := self.job.poll()) is None:
@@ -88,9 +96,7 @@ class Cell:
         flags = ["--optimizer", self.family, "--lr", "1e-3", *FAMILIES[self.family], "--continue_from", "auto"]
         flags += ["--eval_every", str(EVAL_EVERY), "--save_every", str(SAVE_EVERY), "--shuffle_block", "4"]
         flags += ["--eval_tokens", "500", *more]
-        words = command(folder.path, *flags, processes=self.processes, updates=UPDATES)
-        words.insert(words.index("--standalone"), "--max_restarts=1000")
-        return words
+        return command(folder.path, *flags, processes=self.processes, updates=UPDATES)
 
     def _plan(self) -> list[tuple[int, str, str]]:
         """Update, phase and mode of every kill, in order."""
@@ -101,8 +107,13 @@ class Cell:
         return [(target, phase, self.random.choice(modes)) for target, phase in zip(targets, phases, strict=True)]
 
     def _start(self) -> None:
-        if self.job is None:
-            self.job = Job(self._command(self.killed, "--keep_checkpoints", "2"), environment(), self.log)
+        words = self._command(self.killed, "--keep_checkpoints", "2")
+        script = next(index for index, word in enumerate(words) if word.endswith("torchrun_main.py"))
+        if self.job is None and self.command_line:
+            words.insert(words.index("--standalone"), f"--max_restarts={RESTARTS}")
+            self.job = Job(os.execvpe, (words[0], words, environment()), self.log)
+        elif self.job is None:
+            self.job = Job(_agent, (words[script + 1 :], self.processes), self.log)
 
     def _strike(self, target: int, phase: str, mode: str) -> None:
         """Kills once, in `phase` if it comes about soon after update `target`."""
@@ -120,13 +131,13 @@ class Cell:
                     raise SystemExit(f"the job ended before its kill: see {self.log}")
                 if not ranks:
                     continue
-                victim = self.random.choice(list(ranks))
+                victim = self.random.randrange(len(ranks))
                 seen, where = look(ranks[victim])
                 if phase not in (seen, "start") and self._updates() < target + SPREAD:
                     continue
                 event = {"wanted": phase, "phase": seen, "where": where, "mode": mode, "rank": victim}
                 self.events.append({**event, "update": self._updates(), **self._inspect()})
-                for process in ranks.values() if mode != "rank" else [ranks[victim]]:
+                for process in ranks if mode != "rank" else [ranks[victim]]:
                     kill(process)
                 if mode == "job":
                     self.job.kill()
@@ -139,13 +150,13 @@ class Cell:
         while self._log().count(OPENED) <= before or self._updates() < target:
             if self.job is not None and self.job.poll() is not None:
                 raise SystemExit(f"the job ended with status {self.job.poll()}: see {self.log}")
-            time.sleep(0.005)
+            time.sleep(0.02)
 
     def _wait_near(self, phase: str) -> None:
         """Until the run folder looks like `phase`, and then a random moment."""
         until = time.monotonic() + 2
         while time.monotonic() < until and not self._looks_like(phase):
-            time.sleep(0.001)
+            time.sleep(0.002)
         time.sleep(self.random.uniform(0, 0.1))
 
     def _looks_like(self, phase: str) -> bool:
@@ -215,6 +226,19 @@ class Cell:
         return {**facts, "phases": phases, "modes": modes, "restarts": len(self._restarts()), "wrong": wrong}
 
 
+def _agent(arguments: list[str], processes: int) -> None:
+    """What `torchrun --standalone --max_restarts` does, with ranks that are forked."""
+    os.environ.update(environment())
+    meeting = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid.uuid4().hex}
+    config = LaunchConfig(1, 1, processes, max_restarts=RESTARTS, start_method="fork", **meeting)
+    elastic_launch(config, _rank)(arguments)
+
+
+def _rank(arguments: list[str]) -> None:
+    if status := torchrun_main.main(arguments):
+        sys.exit(status)
+
+
 def _differing(checkpoint: Path, whole: Path) -> list[str]:
     """Weights and state files of a checkpoint that do not hold, bit for bit, what the uninterrupted run's hold."""
     names = {path.relative_to(root) for root in (checkpoint, whole) for path in root.rglob("*.safetensors")}
@@ -251,13 +275,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="kills of each method on each number of processes")
     parser.add_argument("--only", nargs="*", help="cells as METHOD:PROCESSES (default: all)")
+    parser.add_argument("--command_line", action="store_true", help="start every process with a new interpreter")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "kills", help="where cells are kept")
     arguments = parser.parse_args()
     names = arguments.only or [f"{family}:{processes}" for family in FAMILIES for processes in (1, 2)]
     done: list[Event] = []
     for name in names:
         family, _, processes = name.partition(":")
-        done.append(Cell(family, int(processes), arguments.kills, arguments.folder).run())
+        cell = Cell(family, int(processes), arguments.kills, arguments.folder, arguments.command_line)
+        done.append(cell.run())
         total = report(done)
         print(json.dumps({k: done[-1][k] for k in ("optimizer", "processes", "kills", "phases", "wrong")}), flush=True)
     print(f"{total['runs']} runs, {total['kills']} kills, {total['mismatches']} mismatches")
