@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .engine.optimizer import EngineOptimizer
 from .engine.registry import Build, Method, hyper, register
 from .engine.routing import Route, everything, param_groups
-from .engine.rule import Decay, Scalars, State, StateSpec, UpdateRule
+from .engine.rule import Bases, Decay, Scalars, State, StateSpec, UpdateRule
 from .primitives import projection as pr
 from .primitives.steps import AdafactorStep, AdamStep, LionStep, SignedLionStep, WeightStep
 
@@ -94,6 +94,9 @@ class ProjectedStep(UpdateRule):
     def settled(self, state: State) -> bool:
         return bool(state["basis"].any())
 
+    def bases(self, state: State) -> Bases:
+        return {"basis": (state["basis"], self.side)}
+
 
 @dataclass(frozen=True)
 class TwoSidedStep(ProjectedStep):
@@ -121,6 +124,9 @@ class TwoSidedStep(ProjectedStep):
         state["basis"].copy_(left)
         state["basis_right"].copy_(self._basis(grad, "right", rng) if right is None else right)
         return True
+
+    def bases(self, state: State) -> Bases:
+        return {"basis": (state["basis"], "left"), "basis_right": (state["basis_right"], "right")}
 
 
 def rotate(state: State, new: Tensor, side: pr.Side) -> None:

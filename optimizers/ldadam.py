@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from .engine.optimizer import EngineOptimizer
 from .engine.registry import Method, hyper, register
 from .engine.routing import Route, everything, param_groups
-from .engine.rule import Decay, Scalars, State, StateSpec, UpdateRule
+from .engine.rule import Bases, Decay, Scalars, State, StateSpec, UpdateRule
 from .primitives import moments
 from .primitives import projection as pr
 from .primitives.steps import AdamStep
@@ -40,6 +40,7 @@ class LowDimensionalStep(UpdateRule):
     decay: ClassVar[Decay] = "before"
     refreshes: ClassVar[bool] = True
     moves: ClassVar[bool] = True
+    projects_last: ClassVar[bool] = True
     side: pr.Side
     rank: int = 16
     rho: float = 0.908
@@ -79,6 +80,9 @@ class LowDimensionalStep(UpdateRule):
 
     def settled(self, state: State) -> bool:
         return bool(state["basis"].any())
+
+    def bases(self, state: State) -> Bases:
+        return {"basis": (state["basis"], self.side)}
 
     def accumulate(self, grad: Tensor, state: State, opening: bool, first: bool, share: float) -> None:
         if opening:

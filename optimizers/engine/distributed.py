@@ -6,6 +6,8 @@ basis is computed by one process, its owner, and broadcast."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -52,18 +54,23 @@ class Alone:
 
 
 class Replicated:
-    """Copies of the parameters on every process of a group; counts the bytes that each process contributes."""
+    """Copies of the parameters on every process of a group; counts the bytes that each process contributes.
+
+    timed: entered around every message, for a loop that wants to know how long they take.
+    """
 
     def __init__(self, group: Any = None) -> None:
         self.group = group
         self.parts = dist.get_world_size(group)
         self.part = dist.get_rank(group)
         self.bytes_sent = 0
+        self.timed: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over the group, in place; tensors that are sharded were summed in the backward pass."""
         if not sharding.is_sharded(tensor):
-            dist.all_reduce(tensor, group=self.group)
+            with self.timed():
+                dist.all_reduce(tensor, group=self.group)
             self.bytes_sent += tensor.numel() * tensor.element_size()
         return tensor
 
@@ -73,18 +80,19 @@ class Replicated:
 
     def broadcast(self, tensor: Tensor, index: int) -> None:
         """Send the owner's tensor to all."""
-        dist.broadcast(tensor, group=self.group, group_src=index % self.parts)
+        with self.timed():
+            dist.broadcast(tensor, group=self.group, group_src=index % self.parts)
         if self.owner(index):
             self.bytes_sent += tensor.numel() * tensor.element_size()
 
 
 def replicate(optimizer: torch.optim.Optimizer, group: Any = None) -> None:
-    """Tell an engine optimizer that the processes of a group hold copies of its parameters.
+    """Tell an optimizer that the processes of a group hold copies of its parameters.
 
-    `synchronize` then sums gradients between them, and per-layer updates sum inside the backward pass.
+    `synchronize` then sums gradients between them, and per-layer updates sum inside the backward pass. Its attribute
+    `exchange` counts what was sent.
     """
-    if hasattr(optimizer, "exchange"):
-        optimizer.exchange = Replicated(group)
+    optimizer.exchange = Replicated(group)  # type: ignore[attr-defined]
 
 
 @torch.no_grad()

@@ -13,6 +13,8 @@ Kind = Literal["moment", "second_moment", "basis", "residual", "statistic"]
 State = dict[str, Tensor]
 Scalars = Mapping[str, float | Tensor]
 Decay = Literal["after", "before"]
+Side = Literal["right", "left"]
+Bases = dict[str, tuple[Tensor, Side]]
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class UpdateRule:
     """True when `refresh` must have succeeded once before the first update can be made."""
     moves: ClassVar[bool] = False
     """True when a basis moves at every update: a non-finite gradient must then be kept away from the rule."""
+    projects_last: ClassVar[bool] = False
+    """True when `direction` moves the basis first and projects the gradient on the new one."""
     compilable: ClassVar[bool] = True
     """False when `direction` holds an operation that torch.compile cannot trace."""
     accumulator: ClassVar[str | None] = None
@@ -94,6 +98,10 @@ class UpdateRule:
     def settled(self, state: State) -> bool:
         """Whether a refresh has succeeded before; asked once after loading a state."""
         return True
+
+    def bases(self, state: State) -> Bases:
+        """Bases on whose spans the gradient is projected, in order, by their name in the state; for diagnostics."""
+        return {}
 
     def row_block(self, shape: torch.Size) -> int | None:
         """How many consecutive rows belong together when the tensor is sharded by rows; None: all of them.

@@ -6,12 +6,10 @@ R = B' G, lift(N) = B N.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-Side = Literal["right", "left"]
+from ..engine.rule import Side as Side
 
 
 def clamp_rank(shape: tuple[int, ...], rank: int) -> int:
