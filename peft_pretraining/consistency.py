@@ -25,6 +25,7 @@ _BELONGS_TO = {
     "wandb_project": "wandb_mode",
     "wandb_run_name": "wandb_mode",
     "wandb_job_type": "wandb_mode",
+    "details_every": "log_details",
 }
 
 
@@ -91,12 +92,19 @@ def _check_processes(config: RunConfig, world_size: int) -> None:
         )
     if config.parallel.single_gpu and config.parallel.parallel == "fsdp":
         raise UsageError("--parallel fsdp shards over a process group, which --single_gpu does not start: drop one")
+    if config.parallel.parallel == "fsdp" and world_size > 1 and config.logging.log_details:
+        raise UsageError(
+            "--log_details looks at whole layers, and --parallel fsdp leaves each process a shard of them: "
+            "use --parallel ddp for such a run, or leave --log_details out"
+        )
 
 
 def _check_unused(config: RunConfig, given: Collection[str]) -> None:
     wandb = [name for name in ("wandb_project", "wandb_run_name", "wandb_job_type") if name in given]
     if config.logging.wandb_mode == "disabled" and wandb:
         raise UsageError(f"--{wandb[0]} is not used with --wandb_mode disabled: leave one of them out")
+    if "details_every" in given and not config.logging.log_details:
+        raise UsageError(f"--details_every {config.logging.details_every} is not used without --log_details")
     for name, owners in config.optimizer.unused().items():
         value, method = getattr(config.optimizer, name), config.optimizer.optimizer
         raise UsageError(

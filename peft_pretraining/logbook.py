@@ -6,9 +6,11 @@ from collections import Counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+import torch
 from loguru import logger
 from tqdm import tqdm
 
+from optimizers.engine.sharding import local
 from peft_pretraining.checkpoint import METRICS
 from peft_pretraining.errors import UsageError
 from peft_pretraining.evaluation import Evaluation
@@ -99,10 +101,7 @@ class Logbook:
             record["sent_mb"] = round(result.bytes_sent / 1e6, 6)
         if result.skipped:
             record["skipped"] = True
-        if self._run.config.logging.log_details and hasattr(self._run.optimizer, "effective_learning_rates"):
-            rates = self._run.optimizer.effective_learning_rates()
-            record |= {f"lr/{kind}": rate for kind, rate in rates.items()}
-        self._write(record)
+        self._write(record | result.details)
         self._pass_on_warnings()
         self._bar.update()
         self._bar.set_postfix(
@@ -148,6 +147,8 @@ class Logbook:
         """Leaves summary.json and loss.png in the run folder and says what came out. A collective."""
         run, folder = self._run, self._run.folder.path
         passed_over = sum((Counter(counts) for counts in run.world.gather_objects(run.data.counters)), Counter())
+        # Copies of the state count once, shards add up: the figure is that of the method, not of the layout.
+        states = run.world.gather_objects(_state_bytes(run.optimizer))
         if not run.world.is_main:
             return
         draw_loss_curve(read_metrics(folder / METRICS), folder / LOSS_CURVE)
@@ -158,6 +159,7 @@ class Logbook:
             "tokens_seen": run.progress.tokens_seen,
             "training_seconds": round(run.progress.seconds, 3),
             "peak_memory_mb": round(peak_memory_mb(run.world.device), 1),
+            "optimizer_state_bytes": states[0] if run.replicated else sum(states),
             "checkpoint": str(checkpoint),
             "loss_curve": str(folder / LOSS_CURVE),
             "data_faults": dict(passed_over),
@@ -177,6 +179,12 @@ class Logbook:
                 f"--save_dir {folder.path}: metrics cannot be written ({error}). {folder.last_good()}"
             ) from error
         self._tracker.log(record)
+
+
+def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the state tensors on this process; tables that several share count once."""
+    tensors = [local(t) for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
+    return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
 
 
 def _folder_of(source: str) -> "Path":

@@ -11,6 +11,7 @@ from typing import IO, Any, ClassVar
 import torch
 
 from peft_pretraining.config import flag
+from peft_pretraining.errors import UsageError
 
 Record = dict[str, Any]
 
@@ -31,7 +32,16 @@ class LoggingConfig:
     wandb_project: str | None = flag(None, help="wandb project (default: thrift-llama)")
     wandb_run_name: str | None = flag(None, help="name of the run in wandb (default: --name)")
     wandb_job_type: str | None = flag(None, help="job type of the run in wandb")
-    log_details: bool = flag(False, help="also report the applied learning rate of every kind of parameter")
+    log_details: bool = flag(
+        False,
+        help="also report, layer by layer, gradient, update and weight norms, effective rank, captured energy and "
+        "drift of projections, second moments, and the applied learning rates; not under --parallel fsdp",
+    )
+    details_every: int = flag(10, help="updates between two reports of --log_details")
+
+    def __post_init__(self) -> None:
+        if self.details_every < 1:
+            raise UsageError(f"--details_every {self.details_every}: give at least 1")
 
 
 class MetricsFile:

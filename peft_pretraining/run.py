@@ -18,6 +18,7 @@ from peft_pretraining.checkpoint.background import BackgroundSave
 from peft_pretraining.checkpoint.optimizer_state import Groups, group_values, parameter_names
 from peft_pretraining.config import RunConfig
 from peft_pretraining.data import TrainingData, build_data
+from peft_pretraining.details import Details, warn_of_gaps
 from peft_pretraining.errors import UsageError
 from peft_pretraining.model import PretrainingLlama, build_model
 from peft_pretraining.parallel import World, parallelize
@@ -35,8 +36,8 @@ class Run:
 
     names: the name of every parameter that is trained. constructed_groups: the optimizer's settings before
     its first update. last_saved: the update of the newest checkpoint in the run folder, or under way to it.
-    saving: the checkpoint under way in the background. stopping: whether all processes have agreed to stop after
-    the current update.
+    saving: the checkpoint under way in the background. details: of the main process, where they are asked for.
+    stopping: whether all processes have agreed to stop after the current update.
     """
 
     config: RunConfig
@@ -52,6 +53,7 @@ class Run:
     progress: Progress
     last_saved: int | None = None
     saving: BackgroundSave | None = None
+    details: Details | None = None
     stopping: bool = False
 
     @property
@@ -115,7 +117,15 @@ def restore_or_start(config: RunConfig, world: World, stop: StopSignals, folder:
     with world.together():
         if world.is_main:
             _settle_in(run)
+    if world.is_main and config.logging.log_details:
+        run.details = _watch(run)
     return run
+
+
+def _watch(run: Run) -> Details:
+    training = run.config.training
+    warn_of_gaps(run.optimizer, run.replicated, training.grad_clipping > 0, training.gradient_accumulation or 1)
+    return Details(run.optimizer, run.names, run.config.logging.details_every)
 
 
 def _find(config: RunConfig, world: World, folder: RunFolder) -> Path | None:

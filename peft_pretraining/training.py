@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, ClassVar
 
@@ -83,7 +84,7 @@ class StepResult:
 
     tokens: real input tokens of all processes. skipped: nothing was changed, because the loss or the norm was
     not finite. bytes_sent: of gradients and bases, by this process. phases: seconds by part of the update,
-    without the time between them.
+    without the time between them. details: columns of --log_details, on the main process where they are due.
     """
 
     update: int
@@ -96,6 +97,7 @@ class StepResult:
     bytes_sent: int
     seconds: float
     phases: dict[str, float]
+    details: dict[str, float]
 
 
 class TrainingStopped(Exception):
@@ -114,13 +116,12 @@ def train_step(run: "Run") -> StepResult:
         group["lr"] = group["initial_lr"] * factor
     with clock("data"):
         batches = next(run.data).micro_batches
-    counts = run.world.all_reduce(_count_tokens(batches, run.world.device))
-    if run.updates_in_backward:
-        run.optimizer.begin_update(len(batches), run.config.training.grad_clipping)  # type: ignore[attr-defined]
+    counts = _sum(run, _count_tokens(batches, run.world.device), clock)
+    _open_update(run, len(batches), clock)
     sent = _bytes_sent(run)
     loss_sum = _accumulate_gradients(run, batches, counts[0], clock)
     with clock("optimizer"):
-        loss, norm = _update_weights(run, loss_sum)
+        loss, norm = _update_weights(run, loss_sum, clock)
     scored, tokens = counts.tolist()
     seconds = time.perf_counter() - started
     skipped = not (math.isfinite(loss) and (norm is None or math.isfinite(norm)))
@@ -136,9 +137,28 @@ def train_step(run: "Run") -> StepResult:
         bytes_sent=_bytes_sent(run) - sent,
         seconds=seconds,
         phases=clock.read(),
+        details={} if run.details is None else run.details.end(),
     )
     _judge(run, result)
     return result
+
+
+def _open_update(run: "Run", micro_batches: int, clock: PhaseClock) -> None:
+    """Tells those who take part in the update that it begins."""
+    if run.details is not None:
+        run.details.begin(run.progress.update + 1)
+    if run.replicated:
+        run.optimizer.exchange.timed = partial(clock, "communication")  # type: ignore[attr-defined]
+    if run.updates_in_backward:
+        run.optimizer.begin_update(micro_batches, run.config.training.grad_clipping)  # type: ignore[attr-defined]
+
+
+def _sum(run: "Run", tensor: Tensor, clock: PhaseClock) -> Tensor:
+    """Sums `tensor` over all processes in place. A collective; waiting for the others counts as communication."""
+    if run.world.world_size == 1:
+        return tensor
+    with clock("communication"):
+        return run.world.all_reduce(tensor)
 
 
 def _accumulate_gradients(run: "Run", batches: "list[Batch]", tokens: Tensor, clock: PhaseClock) -> Tensor:
@@ -155,7 +175,7 @@ def _accumulate_gradients(run: "Run", batches: "list[Batch]", tokens: Tensor, cl
         with clock("forward"):
             loss = run.model(batch.input_ids, batch.lengths)
         total += loss.detach()
-        if run.updates_in_backward and not run.world.all_reduce(loss.detach().double()).isfinite():
+        if run.updates_in_backward and not _sum(run, loss.detach().double(), clock).isfinite():
             # The backward pass would change the weights: nothing can be skipped after it.
             continue
         with clock("backward"):
@@ -163,7 +183,7 @@ def _accumulate_gradients(run: "Run", batches: "list[Batch]", tokens: Tensor, cl
     return total
 
 
-def _update_weights(run: "Run", loss_sum: Tensor) -> tuple[float, float | None]:
+def _update_weights(run: "Run", loss_sum: Tensor, clock: PhaseClock) -> tuple[float, float | None]:
     """Sums, clips and applies the gradients if all processes have finite ones; also notes a wish to stop.
 
     Returns the loss summed over processes, and the norm of the summed gradient before clipping: None where
@@ -173,7 +193,7 @@ def _update_weights(run: "Run", loss_sum: Tensor) -> tuple[float, float | None]:
     norm = None if run.updates_in_backward else gradient_norm(optimizer, world)
     finite = torch.ones_like(loss_sum) if norm is None else norm.isfinite().to(loss_sum)
     facts = torch.stack([loss_sum, 1 - finite, torch.full_like(finite, run.stop.requested)])
-    loss, bad, stops = world.all_reduce(facts).tolist()
+    loss, bad, stops = _sum(run, facts, clock).tolist()
     run.stopping = stops > 0
     if norm is None:
         optimizer.step()
@@ -222,7 +242,7 @@ def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def _bytes_sent(run: "Run") -> int:
-    """Bytes that this process has contributed to sums so far; optimizers of libraries do not count them."""
+    """Bytes of gradients and bases that this process has contributed to sums so far."""
     return getattr(getattr(run.optimizer, "exchange", None), "bytes_sent", 0)
 
 

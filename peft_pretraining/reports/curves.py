@@ -21,6 +21,11 @@ class Curve:
     low: Values
     high: Values
 
+    def known(self) -> tuple[Values, Values]:
+        """x and mean where there is one: columns that not every update has leave gaps."""
+        there = ~np.isnan(self.mean)
+        return self.x[there], self.mean[there]
+
 
 def progress(run: RunRecord, axis: str) -> Values:
     """x of every update of a run: its number, tokens seen, or seconds spent in updates so far."""

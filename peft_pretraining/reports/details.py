@@ -9,7 +9,9 @@ from peft_pretraining.reports.arms import Arm
 from peft_pretraining.reports.curves import detail_names, training_curve
 from peft_pretraining.reports.drawing import Plot
 
+_FEW = 30  # points that a line is drawn with, so that one alone is seen too
 _NAMED = 12  # more lines than this are told apart by colour alone, from the first to the last part
+_SPANS_DECADES = {"gradient_rms", "update_rms", "update_norm", "second_moment_mean", "second_moment_max"}
 
 
 def detail_plots(arms: Sequence[Arm], prefix: str) -> list[Plot]:
@@ -29,8 +31,11 @@ def _detail_plot(arms: Sequence[Arm], kind: str, prefix: str) -> Plot:
             for part, color in zip(parts, colors, strict=True):
                 curve = training_curve(arm.chosen, f"{kind}/{part}", "updates")
                 if curve is not None:
-                    axes.plot(curve.x, curve.mean, color=color, label=part, linewidth=1)
+                    few = len(curve.known()[0]) <= _FEW
+                    axes.plot(*curve.known(), "o-" if few else "-", color=color, label=part, linewidth=1, markersize=2)
             axes.set_title(arm.label, loc="left")
+            if kind in _SPANS_DECADES:
+                axes.set_yscale("log")
             if len(parts) <= _NAMED:
                 axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
         panels[-1].set_xlabel("updates")

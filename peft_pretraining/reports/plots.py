@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,6 +22,22 @@ _AXES = {
 _SHOWN_AFTER = 0.05  # the first losses of a run would squeeze all that follows
 
 
+class _Norm(NamedTuple):
+    """A norm over a run: its column in the metrics, the name of its file, and what to know of it."""
+
+    column: str
+    name: str
+    title: str
+    note: str
+
+
+_NORMS = (
+    _Norm("grad_norm", "grad-norm", "Gradient norm", "Before clipping; none with updates inside the backward pass."),
+    _Norm("update_norm/total", "update-norm", "Update norm", "Of all weights after an update less those before it."),
+    _Norm("weight_norm/total", "weight-norm", "Weight norm", "Of all weights."),
+)
+
+
 def task_plots(task: Task, rows: Sequence[Row], styles: Styles, prefix: str) -> list[Plot]:
     """Every figure that the runs of a task can fill. prefix: of the names of their files."""
     arms = [row.arm for row in rows]
@@ -31,7 +48,11 @@ def task_plots(task: Task, rows: Sequence[Row], styles: Styles, prefix: str) -> 
     plots += _memory_plots(rows, styles, prefix)
     if any(phases(arm.chosen) for arm in arms):
         plots.append(_phase_plot(arms, f"{prefix}step-time"))
-    plots.append(_norm_plot(arms, styles, f"{prefix}grad-norm"))
+    plots += [
+        _norm_plot(arms, styles, norm, prefix)
+        for norm in _NORMS
+        if any(training_curve(arm.chosen, norm.column, "updates") for arm in arms)
+    ]
     return plots
 
 
@@ -179,17 +200,17 @@ def _phase_plot(arms: Sequence[Arm], name: str) -> Plot:
     return Plot(name, "Where the time of an update goes", note, draw, _height(arms))
 
 
-def _norm_plot(arms: Sequence[Arm], styles: Styles, name: str) -> Plot:
+def _norm_plot(arms: Sequence[Arm], styles: Styles, norm: _Norm, prefix: str) -> Plot:
     def draw(figure: Figure) -> None:
-        axes = figure.add_subplot(xlabel="updates", ylabel="gradient norm before clipping", yscale="log")
+        axes = figure.add_subplot(xlabel="updates", ylabel=norm.title.lower(), yscale="log")
         for arm in arms:
-            curve, style = training_curve(arm.chosen, "grad_norm", "updates"), styles[arm.label]
+            curve, style = training_curve(arm.chosen, norm.column, "updates"), styles[arm.label]
             if curve is not None:
-                axes.plot(curve.x, curve.mean, color=style.color, linestyle=style.line, label=arm.label, gid=style.gid)
+                x, y = curve.known()
+                axes.plot(x, y, color=style.color, linestyle=style.line, label=arm.label, gid=style.gid)
         legend_beside(figure, axes)
 
-    note = "Mean over seeds. A method that updates in the backward pass has no global norm."
-    return Plot(name, "Gradient norm", note, draw)
+    return Plot(f"{prefix}{norm.name}", norm.title, f"Mean over seeds. {norm.note}", draw)
 
 
 def _name_rows(axes: Axes, rows: Sequence[Row]) -> None:
