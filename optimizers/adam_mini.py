@@ -52,8 +52,13 @@ class BlockStep(UpdateRule):
     def direction(self, grad: Tensor, state: State, s: Scalars, first: bool) -> Tensor:
         blocks = grad.reshape(-1, self.block)
         v = moments.second_moment(state, (blocks * blocks).mean(dim=1, keepdim=True), self.beta2)
-        m = moments.first_moment(state, grad, self.beta1).reshape(-1, self.block)
-        return moments.adam_direction(m, v, s, self.eps, eps_inside=True).reshape(grad.shape)
+        m = moments.first_moment(state, grad, self.beta1)
+        return moments.adam_direction(m, self._spread(v, grad), s, self.eps, eps_inside=True)
+
+    def _spread(self, v: Tensor, grad: Tensor) -> Tensor:
+        """The blocks' values in a shape that broadcasts with the gradient: one value a row where blocks are rows."""
+        rows, rest = divmod(self.block, grad.shape[-1])
+        return v.reshape(grad.shape) if rest else v.expand(-1, rows).reshape(*grad.shape[:-1], 1)
 
     def row_block(self, shape: torch.Size) -> int | None:
         return max(1, self.block // shape[1:].numel())

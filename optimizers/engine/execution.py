@@ -37,13 +37,13 @@ class UpdateKernel:
         compressed: Tensor | None,
         stored: State,
         s: Scalars,
-        seed: Tensor | int,
+        seed: precision.Seed,
     ) -> None:
         """Update weight and stored state in place. grad or compressed may be None where the rule allows it."""
         self.write(weight, self.direction(grad, compressed, stored, s, seed), s, seed)
 
     def direction(
-        self, grad: Tensor | None, compressed: Tensor | None, stored: State, s: Scalars, seed: Tensor | int
+        self, grad: Tensor | None, compressed: Tensor | None, stored: State, s: Scalars, seed: precision.Seed
     ) -> Tensor:
         """The float32 direction in the parameter's shape; the stored state is brought up to date."""
         rule = self.rule
@@ -56,10 +56,10 @@ class UpdateKernel:
         if rule.learns and whole is not None and own is not None:
             rule.learn(whole, own, state, s, self.first)
         for index, (name, spec, fmt) in enumerate(self.specs):
-            precision.store(name, spec, fmt, stored, state[name], seed + (index + 1) * 7919, self.part)
+            precision.store(name, spec, fmt, stored, state[name], seed, self.part, salt=index + 1)
         return direction
 
-    def write(self, weight: Tensor, direction: Tensor, s: Scalars, seed: Tensor | int) -> None:
+    def write(self, weight: Tensor, direction: Tensor, s: Scalars, seed: precision.Seed) -> None:
         """Weight decay, the step and rounding."""
         step = direction if self.rule.lr_inside else direction * s["lr"]
         value = weight.float()
@@ -69,7 +69,7 @@ class UpdateKernel:
         if self.decays and self.rule.decay == "after":
             value = value * s["keep"]
         if self.rounds_stochastically and weight.dtype == torch.bfloat16:
-            value = precision.round_stochastically(value, seed, self.part * weight.numel())
+            value = precision.round_stochastically(value, seed, self.part)
         weight.copy_(value)
 
 
@@ -79,6 +79,8 @@ _serial = itertools.count()
 @functools.lru_cache(maxsize=4096)
 def compiled(kernel: UpdateKernel, signature: tuple) -> Callable[..., None]:
     """The compiled kernel for one signature of shapes and dtypes: one graph each, so nothing is ever recompiled."""
+    shape, _, _, device = signature[0]
+    precision.prepare_noise(device, [shape, *(spec.shape for _, spec, _ in kernel.specs)])
 
     def update(*args: Any) -> None:
         kernel(*args)
@@ -87,7 +89,22 @@ def compiled(kernel: UpdateKernel, signature: tuple) -> Callable[..., None]:
     own = types.FunctionType(
         update.__code__.replace(co_name=f"update_{next(_serial)}"), globals(), None, None, update.__closure__
     )
-    return torch.compile(own, fullgraph=True, dynamic=False)
+    return torch.compile(own, fullgraph=True, dynamic=False, options=_options(device.type == "cpu"))
+
+
+def _options(on_cpu: bool) -> dict[str, Any]:
+    """Settings of the compiler: no guards, since the signature says what they would check.
+
+    Without the threshold, the noise of stochastic rounding is a node of its own, in float32, which halves the width
+    of the vectors that a loop over bfloat16 works on.
+    """
+    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe, "size_asserts": False}
+    options["realize_reads_threshold"] = 16
+    if on_cpu:
+        from .row_loops import KeepRowLoops  # imports the compiler, which takes a second
+
+        options["_post_fusion_custom_pass"] = KeepRowLoops()
+    return options
 
 
 def signature(weight: Tensor, grad: Tensor | None, compressed: Tensor | None) -> tuple:
@@ -113,6 +130,7 @@ class ScalarCache:
         return self._tensors[key]
 
     @staticmethod
+    @functools.lru_cache(maxsize=16)
     def seed(value: int, device: torch.device) -> Tensor:
-        """A seed as a 0-D int32 tensor."""
-        return torch.full((), value, dtype=torch.int32, device=device)
+        """A seed as compiled kernels take it; kept, because kernels that round nothing always get seed 0."""
+        return torch.tensor(precision.phases(value), dtype=torch.float32).to(device, non_blocking=True)

@@ -55,6 +55,8 @@ class ManagedParameter:
         self.specs = self._specs()
         self.placement = sharding.place(param, self.rule, self.specs, index, name)
         self.slices = sharding.slices(param.shape, self.rule, self.specs, self.placement)
+        stochastic = shared.options.weight_rounding == "stochastic"
+        self.draws = stochastic or any(storage == "bfloat16" for _, _, storage in self.specs)
         self.settled: bool | None = None
         self.refreshed_at = 0
         self.ready = True
@@ -85,6 +87,8 @@ class ManagedParameter:
 
     def stored(self) -> State:
         """This process's storage tensors, without the counter."""
+        if self.placement.mode == "whole":
+            return {k: v for k, v in self.state.items() if k != "step"}
         return {k: sharding.local(v) for k, v in self.state.items() if k != "step"}
 
     def values(self) -> State:
@@ -221,7 +225,7 @@ class ManagedParameter:
         base = self.group["base_lr"]
         values = dict(self.rule.scalars(step, lr / base if base else 1.0))
         values |= {"lr": lr, "keep": 1.0 - lr * self.group["weight_decay"]}
-        seed = self.seed(0, step)
+        seed = self.seed(0, step) if self.draws else 0
         if eager:
             return values, seed
         return self.shared.scalars.tensors(values, self.param.device), self.shared.scalars.seed(seed, self.param.device)

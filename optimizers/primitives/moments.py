@@ -30,10 +30,13 @@ def adam_scalars(step: int, beta1: float, beta2: float, correct_bias: bool = Tru
 
 
 def adam_direction(m: Tensor, v: Tensor, s: Scalars, eps: float, eps_inside: bool) -> Tensor:
-    """The step of Adam before lr: eps is added to sqrt(v), or (eps_inside) to sqrt(v/c2)."""
+    """The step of Adam before lr: eps is added to sqrt(v), or (eps_inside) to sqrt(v/c2).
+
+    The factor of m has the shape of v: where that is one value a row, one division a row.
+    """
     if eps_inside:
-        return m * s["inverse_c1"] / (v.sqrt() * s["inverse_root_c2"] + eps)
-    return m * s["step_size"] / (v.sqrt() + eps)
+        return m * (s["inverse_c1"] / (v.sqrt() * s["inverse_root_c2"] + eps))
+    return m * (s["step_size"] / (v.sqrt() + eps))
 
 
 def adafactor_scalars(step: int, decay_rate: float) -> dict[str, float]:
