@@ -1,6 +1,7 @@
 """The report: what it compares, what it warns of, and that the page and its parts are complete and readable."""
 
 import csv
+import json
 import math
 import re
 import shutil
@@ -165,6 +166,26 @@ def test_state_bytes_are_those_of_the_checkpoint(tmp_path: Path) -> None:
 
 
 PARTS = ("loss-tokens", "loss-updates", "loss-seconds", "perplexity", "learning-rate", "state-bytes", "peak-memory")
+
+
+def test_details_fill_figures_of_norms_and_of_each_kind(tmp_path: Path) -> None:
+    """Columns that only some updates have are drawn through their gaps."""
+    folder = make_run(tmp_path / "run", "--optimizer", "adamw", details=["weight_norm/a", "weight_norm/total"])
+    make_run(tmp_path / "other", "--optimizer", "lion")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in r.items() if "/" not in k or r["update_step"] % 10 == 0} for r in lines]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
+    (section,) = make_report(find_runs([tmp_path]), "details", "adamw").sections
+    plots = {plot.name: plot for plot in section.plots}
+    assert {"weight-norm", "detail-weight_norm"} <= set(plots) and "update-norm" not in plots
+    curve = training_curve([read_run(folder)], "weight_norm/total", "updates")
+    assert curve is not None
+    assert [list(values) for values in curve.known()] == [[10, 20, 30, 40], [5, 10, 15, 20]]
+    for name in ("weight-norm", "detail-weight_norm"):
+        plots[name].save(tmp_path)
+        paths = ElementTree.parse(tmp_path / f"{name}.svg").iter("{http://www.w3.org/2000/svg}path")
+        drawn = [path.get("d", "").count("L") for path in paths if "clip-path" in path.attrib]
+        assert 3 in drawn, "a line through the four points"
 
 
 def test_every_plot_and_table_is_a_file_of_its_own(page: Path) -> None:
