@@ -25,7 +25,8 @@ class EngineOptions:
     state_dtype: str = option(
         "float32",
         "storage of the optimizer state; the mathematics is float32 always. bfloat16 is rounded stochastically, "
-        "int8 uses blocks of 256 in bitsandbytes' dynamic format. Tensors under 4096 elements stay float32",
+        "int8 uses blocks of 256 in bitsandbytes' dynamic format. Tensors under 4096 "
+        "elements, or under a sixteenth of their weight, stay float32",
         STATE_DTYPES,
     )
     weight_rounding: str = option(

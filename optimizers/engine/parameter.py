@@ -68,7 +68,7 @@ class ManagedParameter:
 
     def _specs(self) -> Specs:
         specs, dtype = self.rule.state(self.param.shape), self.shared.options.state_dtype
-        return tuple((n, s, precision.storage_format(s, dtype, self.param.dtype)) for n, s in specs.items())
+        return tuple((n, s, precision.storage_format(s, dtype, self.param)) for n, s in specs.items())
 
     def _allocate(self) -> None:
         self.state["step"] = torch.zeros((), dtype=torch.int64)

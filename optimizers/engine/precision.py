@@ -19,22 +19,24 @@ from .rule import State, StateSpec
 BLOCK = 256
 SMALL = 4096
 """Tensors with fewer elements stay float32: bitsandbytes' limit too; they save nothing."""
+SMALL_SHARE = 1 / 16
+"""Nor do tensors of at most this share of their weight's elements: a second moment for each row or block."""
 
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 Seed = int | Tensor
 """A 30-bit number, or what `phases` makes of it as a float32 tensor of 3."""
 
 
-def storage_format(spec: StateSpec, state_dtype: str, weight_dtype: torch.dtype) -> str:
-    """The format ("float32", "bfloat16" or "int8") in which a state tensor is kept."""
+def storage_format(spec: StateSpec, state_dtype: str, weight: Tensor) -> str:
+    """The format ("float32", "bfloat16" or "int8") in which a state tensor of this weight is kept."""
     numel = torch.Size(spec.shape).numel()
     chosen = "int8" if spec.format == "int8" else state_dtype
     if spec.format == "unquantized" and chosen == "int8":
         return "float32"
-    if spec.kind == "statistic" or numel < SMALL:
+    if spec.kind == "statistic" or numel < SMALL or numel <= weight.numel() * SMALL_SHARE:
         return "float32"
     if spec.kind == "basis" and chosen == "int8":
-        return "bfloat16" if weight_dtype == torch.bfloat16 else "float32"
+        return "bfloat16" if weight.dtype == torch.bfloat16 else "float32"
     return chosen
 
 
