@@ -16,6 +16,8 @@ from peft_pretraining.errors import UsageError
 
 _EXAMPLE = "configs/llama_9m.json"
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+# A typing error of this size would build layers until memory ends.
+_MOST = dict.fromkeys((*_SIZES, "num_key_value_heads", "head_dim"), 2**24) | {"num_hidden_layers": 4096}
 # read by LlamaConfig without being fields of it; the published harnesses' configs have max_sequence_length
 _OTHER_KEYS = {"model_type", "torch_dtype", "rope_theta", "rope_scaling", "max_sequence_length"}
 
@@ -49,7 +51,7 @@ def _read_json_object(file: Path) -> dict[str, Any]:
         near = difflib.get_close_matches(str(file), here, n=3, cutoff=0.0)
         hint = f"Did you mean {' or '.join(near)}?" if near else f"Give a JSON file like {_EXAMPLE}"
         raise UsageError(f"--model_config {file}: cannot be read ({error.strerror}). {hint}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"--model_config {file}: not valid JSON, {error}. Correct it there") from error
     if not isinstance(values, dict):
         raise UsageError(f"--model_config {file}: must be a JSON object of LlamaConfig keys, see {_EXAMPLE}")
@@ -76,8 +78,8 @@ def _check_values(config: LlamaConfig, file: Path) -> None:
         raise UsageError(f"--model_config {file}: {key} is {getattr(config, key)}. {remedy}")
 
     for key in (*_SIZES, "num_key_value_heads", "head_dim"):
-        if getattr(config, key) < 1:
-            refuse(key, "It must be at least 1")
+        if not 1 <= getattr(config, key) <= _MOST[key]:
+            refuse(key, f"It must be from 1 to {_MOST[key]}")
     assert config.num_key_value_heads and config.rope_parameters  # LlamaConfig fills both in
     if config.num_attention_heads % config.num_key_value_heads:
         refuse("num_key_value_heads", f"It must divide num_attention_heads, {config.num_attention_heads}")

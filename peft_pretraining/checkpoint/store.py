@@ -27,7 +27,7 @@ from peft_pretraining.checkpoint.background import BackgroundSave, storage_failu
 from peft_pretraining.data import merge_states
 from peft_pretraining.errors import UsageError
 from peft_pretraining.model_folder import save_model
-from peft_pretraining.parallel import World
+from peft_pretraining.parallel import AgreedError, World
 from peft_pretraining.progress import Progress
 from peft_pretraining.randomness import random_state, restore_random_state
 
@@ -103,11 +103,12 @@ def _publish(
 def load_checkpoint(run: "Run", path: Path) -> None:
     """Brings a newly built run to the state saved in `path`, which has been verified. A collective.
 
-    Raises UsageError for a checkpoint of another model, optimizer or format version.
+    Raises UsageError for a checkpoint of another model, optimizer or format version, and for one whose files,
+    although they are those of its manifest, mean nothing.
     """
     state = optimizer_state.state_tensors(run.optimizer, run.names)
     elsewhere = set().union(*run.world.gather_objects(set(state)))
-    with run.world.together():
+    with run.world.together(), _legible(path):
         trainer = read_trainer(path)
         weights = _plan_weights(run.model, path)
         saved = trainer["optimizer"]
@@ -116,11 +117,12 @@ def load_checkpoint(run: "Run", path: Path) -> None:
         run.data.load_state_dict(trainer["data"])
     _read(weights, path, run.world)
     _read(tensors, path / STATE_FOLDER, run.world)
-    optimizer_state.finish_restore(run.optimizer, run.names, saved, tensors)
-    run.progress = progress
-    if run.world.rank < len(trainer["random"]):
-        restore_random_state(trainer["random"][run.world.rank], run.world.device)
-    _log_changes(trainer["config"], run.config.to_dict())
+    with run.world.together(), _legible(path):
+        optimizer_state.finish_restore(run.optimizer, run.names, saved, tensors)
+        run.progress = progress
+        if run.world.rank < len(trainer["random"]):
+            restore_random_state(trainer["random"][run.world.rank], run.world.device)
+        _log_changes(trainer["config"], run.config.to_dict())
 
 
 def read_trainer(path: Path) -> dict[str, Any]:
@@ -218,12 +220,19 @@ def _plan_weights(model: nn.Module, path: Path) -> dict[str, Tensor]:
 def _read(targets: dict[str, Tensor], path: Path, world: World) -> None:
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.api import CheckpointException
 
-    if targets:
+    if not targets:
+        return
+    try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             reader = HuggingFaceStorageReader(str(path))
             dcp.load(dict(targets), storage_reader=reader, no_dist=world.world_size == 1)
+    except CheckpointException as error:
+        # It derives from BaseException, holds the failures of every rank, and is raised on all of them.
+        rank, (reason, _) = next(iter(error.failures.items()))
+        raise AgreedError(_unusable(path, reason, f"process {rank}: ")) from error
 
 
 def _log_changes(before: dict[str, Any], after: dict[str, Any]) -> None:
@@ -232,6 +241,22 @@ def _log_changes(before: dict[str, Any], after: dict[str, Any]) -> None:
             old = before.get(section, {}).get(name)
             if old != value and section != "checkpoint":
                 logger.info("--{} was {} in the run that is continued and is {} from here", name, old, value)
+
+
+@contextmanager
+def _legible(path: Path) -> Iterator[None]:
+    """A body without collectives that interprets files: whatever nonsense in them brings about is a UsageError."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(_unusable(path, error)) from error
+
+
+def _unusable(path: Path, reason: BaseException, where: str = "") -> str:
+    detail = next(iter(str(reason).strip().splitlines()), "")[:200]
+    return f"--continue_from {path}: its content is unusable ({where}{type(reason).__name__}: {detail})"
 
 
 @contextmanager
