@@ -1,5 +1,6 @@
 """metrics.jsonl: a line an update and one an evaluation, none lost or doubled however often a run resumes."""
 
+import contextlib
 import json
 import math
 import os
@@ -72,8 +73,10 @@ class MetricsFile:
         self._file.write(json.dumps(finite, allow_nan=False) + "\n")
 
     def close(self) -> None:
+        """What a full disk did not take has been reported when it was written."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):
+                self._file.close()
 
 
 def _complete_lines(path: Path) -> list[str]:
