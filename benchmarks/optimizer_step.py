@@ -1,17 +1,20 @@
 """Time one optimizer step of every family at LLaMA-60M shapes, as a ratio to named peers in the same run.
 
-    python -m benchmarks.optimizer_step [--repeats 9] [--threads 2] [--cases sn,mini,...] [--dtypes float32,bfloat16]
+    python -m benchmarks.optimizer_step [--repeats 9] [--threads 2] [--cases adamw_sn,...] [--decoder_alone]
 
 Peers: torch's fused AdamW for methods that move bytes, the plain transcriptions of plain_optimizers.py for those that
 multiply matrices. Repeats are interleaved, so a busy machine slows neighbours alike; the figure is the median of paired
 ratios. Beside it: the bound, from bytes moved at the measured copy bandwidth and products at the measured rate.
+The speed-up of GaLore is amortised: each step bears 1/200 of a refresh, full SVD for the peer, randomized for ours.
 Writes benchmarks/results/optimizer_step.json and prints a Markdown table.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,13 +27,7 @@ from benchmarks.plain_optimizers import PlainAdam, PlainGaLore, PlainLDAdam, Pla
 from optimizers.primitives.projection import randomized_basis, singular_basis
 
 HIDDEN, MLP, LAYERS, VOCABULARY, RANK, GAP = 512, 1376, 8, 32000, 128, 200
-BYTES = {  # reads and writes of weight, gradient and state, in elements a parameter
-    "fused AdamW": 7,
-    "adamw_sn": 5,
-    "adam_mini": 5,
-    "sgd_boost": 5,
-    "rmsprop_sn": 3,
-}
+ELEMENTWISE = ("adamw_sn", "adam_mini", "sgd_boost", "rmsprop_sn")
 PRODUCTS = {"galore": 2, "continuous": 3, "ldadam": 6}
 
 
@@ -72,49 +69,64 @@ def fused_adamw(dtype: torch.dtype) -> Callable[[], object]:
     return torch.optim.AdamW(Shapes(dtype).parameters(), lr=1e-5, weight_decay=0.0, fused=True).step
 
 
-def ours(name: str, dtype: torch.dtype, ends: bool = True, **arguments: Any) -> torch.optim.Optimizer:
-    """A method of the project on the engine, compiled."""
-    arguments = {"execution": "compiled", **arguments}
-    optimizer = optimizers.build_optimizer(name, Shapes(dtype, ends), 1e-5, **arguments)
+def ours(name: str, dtype: torch.dtype, ends: bool = True) -> optimizers.EngineOptimizer:
+    """A method of the project on the engine, compiled; in bfloat16 with bfloat16 state and stochastic rounding."""
+    method, arguments = METHODS[name]
+    if dtype != torch.float32:
+        arguments = {**arguments, "state_dtype": "bfloat16", "weight_rounding": "stochastic"}
+    optimizer = optimizers.build_optimizer(method, Shapes(dtype, ends), 1e-5, execution="compiled", **arguments)
+    assert isinstance(optimizer, optimizers.EngineOptimizer)
     optimizer.trusts_gradients = True  # as the training loop sets it, which has looked at the norm
     return optimizer
 
 
-def elementwise(name: str, dtype: torch.dtype) -> Callable[[], object]:
-    """SN, Adam-mini and SGD-Boost; in bfloat16 with bfloat16 state and stochastic rounding."""
-    formats = {} if dtype == torch.float32 else {"state_dtype": "bfloat16", "weight_rounding": "stochastic"}
-    method, more = ("adamw_sn", {"beta1": 0.0}) if name == "rmsprop_sn" else (name, {})
-    return ours(method, dtype, **formats, **more).step
+_NEVER = {"rank": RANK, "update_proj_gap": 10**9}
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "adamw_sn": ("adamw_sn", {}),
+    "rmsprop_sn": ("adamw_sn", {"beta1": 0.0}),
+    "adam_mini": ("adam_mini", {}),
+    "sgd_boost": ("sgd_boost", {}),
+    "galore": ("galore_adamw", {**_NEVER, "proj_type": "std"}),
+    "continuous": ("galore_adamw", {**_NEVER, "proj_type": "continuous"}),
+    "ldadam": ("ldadamw", {"rank": RANK}),
+}
 
 
-def low_rank(name: str, dtype: torch.dtype) -> Callable[[], object]:
-    """GaLore, Online Subspace Descent and LDAdam on the decoder's matrices."""
-    if name == "ldadam":
-        return ours("ldadamw", dtype, ends=False, rank=RANK).step
-    kind = {"galore": "std", "continuous": "continuous"}[name]
-    return ours("galore_adamw", dtype, ends=False, rank=RANK, update_proj_gap=10**9, proj_type=kind).step
+def plain(name: str, dtype: torch.dtype, ends: bool) -> Callable[[], object]:
+    """The peers of the low-rank methods, with plain AdamW on embedding and head."""
+    kinds = {"galore": PlainGaLore, "continuous": PlainOnlineSubspace, "ldadam": PlainLDAdam}
+    arguments = {} if name == "ldadam" else {"gap": 10**9}
+    model = Shapes(dtype, ends)
+    method = kinds[name](list(model.layers.parameters()), **arguments)  # type: ignore[arg-type]
+    rest = PlainAdam([p for n, p in model.named_parameters() if not n.startswith("layers.")])
+
+    def step() -> None:
+        method.step()
+        rest.step()
+
+    return step
 
 
-def plain(name: str, dtype: torch.dtype) -> Callable[[], object]:
-    """The peers of the low-rank methods."""
-    kinds = {"galore": PlainGaLore, "continuous": PlainOnlineSubspace, "ldadam": PlainLDAdam, "adam": PlainAdam}
-    arguments = {"gap": 10**9} if name in ("galore", "continuous") else {}
-    return kinds[name](list(Shapes(dtype, ends=False).parameters()), **arguments).step  # type: ignore[operator]
+def bound_seconds(name: str, optimizer: optimizers.EngineOptimizer, limits: dict[str, float]) -> dict[str, float]:
+    """The least time: bytes of weights (twice), gradients and state (twice) over the bandwidth of a copy, and large
+    products over the rate of products."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    weights = sum(p.nbytes for p in parameters)
+    moved = 3 * weights + 2 * optimizer.state_bytes()
+    matrices = [p.shape for n, p in _named(optimizer) if n.startswith("layers.")]
+    flops = PRODUCTS.get(name, 0) * sum(2 * m * n * RANK for m, n in matrices)
+    return {"bytes": moved / limits["bandwidth"], "products": flops / limits[str(parameters[0].dtype)]}
 
 
-def bound_seconds(name: str, dtype: torch.dtype, bandwidth: float, rate: float) -> float:
-    """The least time: bytes over bandwidth, or products over the rate of float32 products."""
-    size = 4 if dtype == torch.float32 else 2
-    matrices = [p.shape for p in Shapes(torch.float32, ends=False).parameters()]
-    if name in PRODUCTS:
-        return PRODUCTS[name] * sum(2 * m * n * RANK for m, n in matrices) / rate
-    total = sum(m * n for m, n in matrices) + 2 * VOCABULARY * HIDDEN
-    return BYTES[name] * size * total / bandwidth
+def _named(optimizer: optimizers.EngineOptimizer) -> list[tuple[str, torch.Tensor]]:
+    pairs = [zip(g["param_names"], g["params"], strict=True) for g in optimizer.param_groups]
+    return [pair for group in pairs for pair in group]
 
 
 def refresh_seconds(repeats: int) -> dict[str, float]:
     """Seconds to compute all bases of the model, by full SVD one by one and by the randomized method."""
-    gradients = [p.grad.float() for p in Shapes(torch.float32, ends=False).parameters()]  # type: ignore[union-attr]
+    shapes = Shapes(torch.float32, ends=False)
+    gradients = [p.grad for p in shapes.parameters() if p.grad is not None]
     rng = torch.Generator().manual_seed(0)
     sides = ["right" if g.shape[0] >= g.shape[1] else "left" for g in gradients]
     actions: dict[str, Callable[[], object]] = {
@@ -124,25 +136,29 @@ def refresh_seconds(repeats: int) -> dict[str, float]:
     return {name: statistics.median(times) for name, times in interleaved(actions, repeats).items()}
 
 
-def compare(name: str, dtype: torch.dtype, repeats: int, bandwidth: float, rate: float) -> dict[str, Any]:
+def compare(name: str, dtype: torch.dtype, ends: bool, repeats: int, limits: dict[str, float]) -> dict[str, Any]:
     """Paired times of a method and its peer."""
-    moves_bytes = name in BYTES
-    mine = (elementwise if moves_bytes else low_rank)(name, dtype)
-    peer = fused_adamw(dtype) if moves_bytes else plain(name, dtype)
-    for action in (mine, peer):
-        for _ in range(3):
-            action()
-    times = interleaved({"mine": mine, "peer": peer}, repeats)
-    bound = bound_seconds(name, dtype, bandwidth, rate)
+    optimizer = ours(name, dtype, ends)
+    peer = fused_adamw(dtype) if name in ELEMENTWISE else plain(name, dtype, ends)
+    started = time.perf_counter()
+    optimizer.step()
+    optimizer.step()
+    cold = time.perf_counter() - started
+    for action in (optimizer.step, peer, peer):
+        action()
+    times = interleaved({"mine": optimizer.step, "peer": peer}, repeats)
+    bound = bound_seconds(name, optimizer, limits)
     milliseconds = {key: statistics.median(values) * 1e3 for key, values in times.items()}
     return {
-        "method": name,
+        "method": name + ("" if ends else ", decoder alone"),
         "dtype": str(dtype).removeprefix("torch."),
-        "peer": "torch fused AdamW" if moves_bytes else f"plain {name}",
+        "peer": "torch fused AdamW" if name in ELEMENTWISE else f"plain {name}",
         "ratio": median_ratio(times["mine"], times["peer"]),
         "milliseconds": milliseconds,
-        "bound_ms": bound * 1e3,
-        "of_bound": bound * 1e3 / milliseconds["mine"],
+        "seconds_of_first_two": cold,
+        "bound_ms": {key: value * 1e3 for key, value in bound.items()},
+        "of_bound": sum(bound.values()) * 1e3 / milliseconds["mine"],
+        "load_average": os.getloadavg()[0],
     }
 
 
@@ -151,7 +167,18 @@ def amortise(row: dict[str, Any], refresh: dict[str, float]) -> None:
     mine, peer = row["milliseconds"]["mine"], row["milliseconds"]["peer"]
     svd, randomized = refresh["svd"] * 1e3 / GAP, refresh["randomized"] * 1e3 / GAP
     row["speedup_amortised_svd"] = (peer + svd) / (mine + svd)
-    row["speedup_amortised_randomized"] = (peer + svd) / (mine + randomized)
+    row["speedup_amortised"] = (peer + svd) / (mine + randomized)
+
+
+def print_row(row: dict[str, Any]) -> None:
+    """One row of the Markdown table."""
+    ms, bound = row["milliseconds"], sum(row["bound_ms"].values())
+    speedup = row.get("speedup_amortised", 1 / row["ratio"])
+    print(
+        f"| {row['method']} | {row['dtype']} | {row['peer']} | {row['ratio']:.2f} | {speedup:.2f} | "
+        f"{ms['mine']:.1f} | {ms['peer']:.1f} | {bound:.1f} | {row['of_bound']:.0%} |",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -159,31 +186,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--cases", default="adamw_sn,adam_mini,sgd_boost,rmsprop_sn,galore,continuous,ldadam")
+    parser.add_argument("--cases", default=",".join((*ELEMENTWISE, *PRODUCTS)))
     parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--decoder_alone", action="store_true", help="low-rank methods without embedding and head")
+    parser.add_argument("--name", default="optimizer_step", help="of the result file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    bandwidth, rate = copy_bandwidth(), matmul_rate(torch.float32)
+    limits = {str(dtype): matmul_rate(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    limits["bandwidth"] = copy_bandwidth()
     refresh = refresh_seconds(3)
-    rows = []
-    print(f"copy {bandwidth / 1e9:.1f} GB/s, float32 products {rate / 1e9:.0f} GFLOP/s, {arguments.threads} threads")
+    print(", ".join(f"{key} {value / 1e9:.0f} G/s" for key, value in limits.items()), f"{arguments.threads} threads")
     print(f"bases of the model: svd {refresh['svd']:.2f} s, randomized {refresh['randomized']:.2f} s")
     head = ("method", "dtype", "peer", "time / peer", "speed-up", "ms", "peer ms", "bound ms", "of bound")
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|", flush=True)
+    rows = []
     for dtype in (getattr(torch, name) for name in arguments.dtypes.split(",")):
         for name in arguments.cases.split(","):
-            row = compare(name, dtype, arguments.repeats, bandwidth, rate)
+            ends = name in ELEMENTWISE or not arguments.decoder_alone
+            row = compare(name, dtype, ends, arguments.repeats, limits)
             if name == "galore":
                 amortise(row, refresh)
             rows.append(row)
-            ms = row["milliseconds"]
-            print(
-                f"| {name} | {row['dtype']} | {row['peer']} | {row['ratio']:.2f} | {1 / row['ratio']:.2f} | "
-                f"{ms['mine']:.1f} | {ms['peer']:.1f} | {row['bound_ms']:.1f} | {row['of_bound']:.0%} |",
-                flush=True,
-            )
-    content = {"rows": rows, "refresh_seconds": refresh, "bandwidth": bandwidth, "matmul_rate": rate}
-    write_result("optimizer_step", {**content, "threads": arguments.threads})
+            print_row(row)
+            content = {"threads": arguments.threads, "limits": limits, "refresh_seconds": refresh, "rows": rows}
+            write_result(arguments.name, content)  # after each: a run of all takes long
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ into a new basis."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -33,7 +33,10 @@ PROJ_TYPES = (*SIDED_TYPES, "full", *CONTINUOUS_TYPES)
 
 @dataclass(frozen=True)
 class ProjectedStep(UpdateRule):
-    """A weight optimizer inside one projection of a matrix, on the `side` where the basis multiplies."""
+    """A weight optimizer inside one projection of a matrix, on the `side` where the basis multiplies.
+
+    narrow: large products take bfloat16 operands, as weights, gradients and the stored basis are anyway.
+    """
 
     compresses: ClassVar[bool] = True
     refreshes: ClassVar[bool] = True
@@ -45,6 +48,7 @@ class ProjectedStep(UpdateRule):
     basis_method: str = "svd"
     rotate_moments: bool = False
     random: bool = False
+    narrow: bool = False
 
     @property
     def decay(self) -> Decay:  # type: ignore[override]
@@ -63,11 +67,11 @@ class ProjectedStep(UpdateRule):
         return self.inner.scalars(step, lr_ratio)
 
     def compress(self, grad: Tensor, state: State) -> Tensor:
-        return pr.project(grad, state["basis"], self.side)
+        return pr.project(grad, state["basis"], self.side, self.narrow)
 
     def lift(self, coordinates: Tensor, state: State) -> Tensor:
         """The matrix with these coordinates in the basis."""
-        return pr.lift(coordinates, state["basis"], self.side)
+        return pr.lift(coordinates, state["basis"], self.side, self.narrow)
 
     def direction(self, grad: Tensor, state: State, s: Scalars, first: bool) -> Tensor:
         step = self.inner.direction(grad, state, s, first)
@@ -111,10 +115,11 @@ class TwoSidedStep(ProjectedStep):
         }
 
     def compress(self, grad: Tensor, state: State) -> Tensor:
-        return state["basis"].mT @ grad @ state["basis_right"].mT
+        inner = pr.project(grad, state["basis"], "left", self.narrow)
+        return pr.project(inner, state["basis_right"], "right", self.narrow)
 
     def lift(self, coordinates: Tensor, state: State) -> Tensor:
-        return state["basis"] @ coordinates @ state["basis_right"]
+        return pr.lift(pr.lift(coordinates, state["basis_right"], "right"), state["basis"], "left", self.narrow)
 
     def refresh(self, grad: Tensor, state: State, rng: torch.Generator) -> bool:
         if not grad.any():
@@ -206,7 +211,10 @@ class ProjectedOptimizer(EngineOptimizer):
     def rule_for(self, group: dict[str, Any], param: Tensor) -> UpdateRule:
         projected = group.get("rank") is not None and param.ndim == 2
         inner = self.inner_rule(group, projected)
-        return PROJECTIONS[group["proj_type"]](inner, group, param.shape) if projected else inner
+        if not projected:
+            return inner
+        narrow = param.dtype == torch.bfloat16 and self.options.state_dtype != "float32"
+        return replace(PROJECTIONS[group["proj_type"]](inner, group, param.shape), narrow=narrow)
 
 
 class GaLoreAdamW(ProjectedOptimizer):

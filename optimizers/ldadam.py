@@ -28,6 +28,7 @@ from .engine.routing import Route, everything, param_groups
 from .engine.rule import Bases, Decay, Scalars, State, StateSpec, UpdateRule
 from .primitives import moments
 from .primitives import projection as pr
+from .primitives.products import product
 from .primitives.steps import AdamStep
 
 PROJ_METHODS = ("power_iteration", "svd", "svd_lowrank")
@@ -35,7 +36,11 @@ PROJ_METHODS = ("power_iteration", "svd", "svd_lowrank")
 
 @dataclass(frozen=True)
 class LowDimensionalStep(UpdateRule):
-    """LDAdam on one matrix (arXiv 2410.16103, algorithm 1)."""
+    """LDAdam on one matrix (arXiv 2410.16103, algorithm 1).
+
+    narrow: large products take bfloat16 operands, as weights, gradients and the stored basis are anyway; what that
+    loses of the gradient is part of the error that is fed back.
+    """
 
     decay: ClassVar[Decay] = "before"
     refreshes: ClassVar[bool] = True
@@ -49,6 +54,7 @@ class LowDimensionalStep(UpdateRule):
     eps: float = 1e-8
     proj_method: str = "power_iteration"
     error_feedback: bool = True
+    narrow: bool = False
 
     @property
     def compilable(self) -> bool:  # type: ignore[override]
@@ -95,25 +101,27 @@ class LowDimensionalStep(UpdateRule):
         assert grad is not None
         carried = torch.zeros((), device=grad.device) if first else self._move(grad, state, s)
         basis, m, v = state["basis"], state["exp_avg"], state["exp_avg_sq"]
-        coordinates = pr.project(grad, basis, self.side)
+        coordinates = pr.project(grad, basis, self.side, self.narrow)
         if self.error_feedback:
             share = self.beta1 / (1.0 - self.beta1)
-            kept = pr.lift(coordinates + share * m, basis, self.side)
+            kept = pr.lift(coordinates + share * m, basis, self.side, self.narrow)
             state["error"].copy_(grad - kept + share * carried)
         m = moments.first_moment(state, coordinates, self.beta1)
         v = moments.second_moment(state, coordinates * coordinates, self.beta2)
-        return pr.lift(moments.adam_direction(m, v, s, self.eps, eps_inside=True), basis, self.side)
+        step = moments.adam_direction(m, v, s, self.eps, eps_inside=True)
+        return pr.lift(step, basis, self.side, self.narrow)
 
     def _move(self, grad: Tensor, state: State, s: Scalars) -> Tensor:
         """Take the new basis and rotate the moments into it; returns lift_old(m)."""
         old, m, v = state["basis"], state["exp_avg"], state["exp_avg_sq"]
-        carried = pr.lift(m, old, self.side)
+        carried = pr.lift(m, old, self.side, self.narrow)
         target = carried * (self.rho * s["old_inverse_c1"]) + grad * (1.0 - self.rho)
-        new = pr.power_iteration(target, old, self.side) if self.compilable else self._decompose(target, old)
-        change = old @ new.mT if self.side == "right" else new.mT @ old
+        iterates = self.proj_method == "power_iteration"
+        new = pr.power_iteration(target, old, self.side, self.narrow) if iterates else self._decompose(target, old)
+        change = product(old, new.mT) if self.side == "right" else product(new.mT, old)
 
         def rotate(matrix: Tensor, c: Tensor) -> Tensor:
-            return matrix @ c if self.side == "right" else c @ matrix
+            return product(matrix, c) if self.side == "right" else product(c, matrix)
 
         moved = rotate(m, change)
         mean_square = (m * s["old_inverse_c1"]).square()
@@ -172,6 +180,7 @@ class LDAdamW(EngineOptimizer):
             group["eps"],
             group["proj_method"],
             group["error_feedback"],
+            narrow=param.dtype == torch.bfloat16 and self.options.state_dtype != "float32",
         )
 
 

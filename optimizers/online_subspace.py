@@ -27,6 +27,7 @@ from torch import Tensor
 
 from .engine.rule import Scalars, State, StateSpec
 from .galore import PROJECTIONS, ProjectedStep, projection_fields, side_of
+from .primitives.products import product
 from .primitives.steps import AdafactorStep, AdamStep, LionStep, SGDStep, WeightStep
 
 PREFIX = "basis_"
@@ -91,15 +92,15 @@ class OnlineSubspaceStep(ProjectedStep):
         inverse = torch.where(norm > 0, 1.0 / norm, torch.zeros_like(norm))
         r = compressed * inverse
         if self.side == "right":
-            s = r.mT @ grad * inverse
-            overlap = basis @ basis.mT
-            result = 2.0 * (r.mT @ r @ basis + overlap @ s - 2.0 * s)
-            penalty = overlap @ basis - basis if self.orthogonality else 0.0
+            s = product(r.mT, grad) * inverse
+            overlap = product(basis, basis.mT)
+            result = 2.0 * (product(product(r.mT, r), basis) + product(overlap, s) - 2.0 * s)
+            penalty = product(overlap, basis) - basis if self.orthogonality else 0.0
         else:
-            s = grad @ r.mT * inverse
-            overlap = basis.mT @ basis
-            result = 2.0 * (basis @ (r @ r.mT) + s @ overlap - 2.0 * s)
-            penalty = basis @ overlap - basis if self.orthogonality else 0.0
+            s = product(grad, r.mT) * inverse
+            overlap = product(basis.mT, basis)
+            result = 2.0 * (product(basis, product(r, r.mT)) + product(s, overlap) - 2.0 * s)
+            penalty = product(basis, overlap) - basis if self.orthogonality else 0.0
         return result + 4.0 * self.orthogonality * penalty
 
 

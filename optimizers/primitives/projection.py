@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..engine.rule import Side as Side
+from .products import product
 
 
 def clamp_rank(shape: tuple[int, ...], rank: int) -> int:
@@ -29,14 +30,14 @@ def projected_shape(shape: tuple[int, ...], rank: int, side: Side) -> tuple[int,
     return (shape[0], r) if side == "right" else (r, shape[1])
 
 
-def project(matrix: Tensor, basis: Tensor, side: Side) -> Tensor:
-    """Coordinates of the matrix in the basis."""
-    return matrix @ basis.mT if side == "right" else basis.mT @ matrix
+def project(matrix: Tensor, basis: Tensor, side: Side, narrow: bool = False) -> Tensor:
+    """Coordinates of the matrix in the basis. narrow: see `product`."""
+    return product(matrix, basis.mT, narrow) if side == "right" else product(basis.mT, matrix, narrow)
 
 
-def lift(coordinates: Tensor, basis: Tensor, side: Side) -> Tensor:
-    """The matrix with these coordinates."""
-    return coordinates @ basis if side == "right" else basis @ coordinates
+def lift(coordinates: Tensor, basis: Tensor, side: Side, narrow: bool = False) -> Tensor:
+    """The matrix with these coordinates. narrow: see `product`."""
+    return product(coordinates, basis, narrow) if side == "right" else product(basis, coordinates, narrow)
 
 
 def singular_basis(matrix: Tensor, rank: int, side: Side) -> Tensor:
@@ -57,16 +58,17 @@ def randomized_basis(matrix: Tensor, rank: int, side: Side, rng: torch.Generator
     width = min(r + 8, tall.shape[1])
     q = torch.randn(tall.shape[1], width, generator=rng).to(matrix.device)
     for _ in range(iterations):
-        q = torch.linalg.qr(tall.mT @ (tall @ q)).Q
-    image = tall @ q
-    leading = torch.linalg.eigh(image.mT @ image).eigenvectors[:, -r:].flip(-1)
+        q = torch.linalg.qr(product(tall.mT, product(tall, q))).Q
+    image = product(tall, q)
+    leading = torch.linalg.eigh(product(image.mT, image)).eigenvectors[:, -r:].flip(-1)
     on_columns = (side == "right") == (tall is matrix)
-    basis = q @ leading if on_columns else torch.linalg.qr(image @ leading).Q
+    basis = product(q, leading) if on_columns else torch.linalg.qr(product(image, leading)).Q
     return (basis.mT if side == "right" else basis).contiguous()
 
 
-def power_iteration(matrix: Tensor, basis: Tensor, side: Side) -> Tensor:
+def power_iteration(matrix: Tensor, basis: Tensor, side: Side, narrow: bool = False) -> Tensor:
     """One step of subspace iteration from an old basis: two products and a QR (LDAdam, arXiv 2410.16103)."""
     if side == "right":
-        return torch.linalg.qr(matrix.mT @ (matrix @ basis.mT)).Q.mT.contiguous()
-    return torch.linalg.qr(matrix @ (matrix.mT @ basis)).Q
+        image = product(matrix.mT, product(matrix, basis.mT, narrow), narrow)
+        return torch.linalg.qr(image).Q.mT.contiguous()
+    return torch.linalg.qr(product(matrix, product(matrix.mT, basis, narrow), narrow)).Q
