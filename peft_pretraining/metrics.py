@@ -15,6 +15,7 @@ from peft_pretraining.config import flag
 from peft_pretraining.errors import UsageError
 
 Record = dict[str, Any]
+_MOST = 2**53  # no update and no loss is larger; larger whole numbers are no floats
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,13 @@ def _complete_lines(path: Path) -> list[str]:
 def _update_of(line: str) -> float:
     """The update of a line; infinite, so never kept, where it is no record."""
     try:
-        return float(json.loads(line)["update_step"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+        record = json.loads(line)
+        update, losses = record["update_step"], [record.get(name) for name in ("loss", "eval_loss")]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return math.inf
+    whole = type(update) is int and 0 <= update < _MOST
+    usable = whole and all(loss is None or (type(loss) in (int, float) and not abs(loss) > _MOST) for loss in losses)
+    return update if usable else math.inf
 
 
 def read_metrics(path: Path) -> list[Record]:
