@@ -48,22 +48,22 @@ class EvaluationSet:
 
     def _load(self) -> tuple[np.ndarray, np.ndarray]:
         """(ids of all rows one after another, where each row ends), from the cache or made for it."""
-        from safetensors.numpy import load_file, save_file
+        from safetensors.numpy import save_file
 
         file = self._file()
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{file}.lock"):
-                if not file.is_file():
-                    ids, ends = self._tokenize()
-                    save_file({"ids": ids, "ends": ends}, file.with_suffix(".partial"))
-                    file.with_suffix(".partial").replace(file)
-            loaded = load_file(file)
+                if (kept := _kept(file)) is not None:
+                    return kept
+                ids, ends = self._tokenize()
+                save_file({"ids": ids, "ends": ends}, file.with_suffix(".partial"))
+                file.with_suffix(".partial").replace(file)
+                return ids, ends
         except OSError as error:
             raise UsageError(
                 f"the validation set cannot be kept in {file}: {error}; set THRIFT_CACHE to a writable folder"
             ) from error
-        return loaded["ids"], loaded["ends"]
 
     def _file(self) -> Path:
         shards = self._corpus.validation or self._corpus.train
@@ -125,3 +125,15 @@ class EvaluationSet:
                     yield texts
                     texts = []
         yield texts
+
+
+def _kept(file: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """None where there is no whole file: a machine that loses its power may leave a torn one."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        loaded = load_file(file)
+        return loaded["ids"], loaded["ends"]
+    except (FileNotFoundError, SafetensorError, KeyError):
+        return None

@@ -28,6 +28,10 @@ head_node="$(scontrol show hostnames "${SLURM_JOB_NODELIST:-localhost}" 2>/dev/n
 # Ports above 20000, one for each job of a shared node.
 port=$((20000 + ${SLURM_JOB_ID:-0} % 20000))
 
+# torchrun kills its processes 30 seconds after a signal, and itself ends at SIGUSR1, if it is not told otherwise: here
+# they have almost all of the 300 seconds to finish the update and save.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-280}"
+export PET_SIGNALS_TO_HANDLE="${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1}"
 command=(
     srun "$python" -m torch.distributed.run --nnodes "$nodes" --nproc_per_node "${SLURM_GPUS_ON_NODE:-1}"
     --rdzv_backend c10d --rdzv_endpoint "${head_node:-localhost}:$port" --rdzv_id "${SLURM_JOB_ID:-0}"

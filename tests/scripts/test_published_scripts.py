@@ -185,6 +185,7 @@ calls = open(os.environ["CALLS"], "a")
 print(os.path.basename(sys.argv[0]), *sys.argv[1:], file=calls, flush=True)
 if os.path.basename(sys.argv[0]) == "srun":
     signal.signal(signal.SIGTERM, lambda *_: (print("saved", file=calls, flush=True), os._exit(75)))
+    print("seconds to save:", os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"], file=calls, flush=True)
     print("ready", file=calls, flush=True)
     time.sleep(20)
 """
@@ -204,6 +205,7 @@ def test_a_slurm_job_that_is_stopped_saves_and_is_queued_again(tmp_path: Path) -
     assert job.wait(timeout=20) == 75
     lines = calls.read_text().splitlines()
     assert any(line.startswith("srun") and "--continue_from auto --save_dir x" in line for line in lines)
+    assert "seconds to save: 280" in lines
     assert lines[-2:] == ["saved", "scontrol requeue 41"]
 
 

@@ -74,6 +74,17 @@ def test_a_rewritten_file_of_the_same_size_is_read_again(tmp_path: Path, tokeniz
     assert rows(4, dataset=str(tmp_path), tokenizer=tokenizer) != before
 
 
+@pytest.mark.parametrize("torn", [b"", b"\0" * 400])
+def test_a_torn_file_in_the_cache_is_made_again(
+    c4: str, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: bytes
+) -> None:
+    monkeypatch.setenv("THRIFT_CACHE", str(tmp_path))
+    before = rows(4, dataset=c4, tokenizer=tokenizer)
+    for file in tmp_path.glob("validation/*.safetensors"):
+        file.write_bytes(torn)
+    assert rows(4, dataset=c4, tokenizer=tokenizer) == before
+
+
 def test_training_goes_on_undisturbed_by_an_evaluation(c4: str, tokenizer: str) -> None:
     one, two = (open_data(dataset=c4, tokenizer=tokenizer) for _ in range(2))
     for _ in range(3):
