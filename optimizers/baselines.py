@@ -155,7 +155,7 @@ def _routes(model: nn.Module) -> list[dict[str, Any]]:
 def _plain(model: nn.Module, options: dict[str, Any]) -> bool:
     """Whether torch's own class serves: float32 weights on a device, no engine option."""
     tensors = [p.tensor for p in describe(model)]
-    defaults = {"state_dtype": "float32", "weight_rounding": "nearest", "execution": "eager", "per_layer": False}
+    defaults = {"state_dtype": "float32", "execution": "eager", "per_layer": False}
     ordinary = all(options.get(k, v) == v for k, v in defaults.items())
     return ordinary and all(t.dtype == torch.float32 and not t.is_meta for t in tensors)
 

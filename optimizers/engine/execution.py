@@ -15,6 +15,9 @@ from torch import Tensor
 from . import precision
 from .rule import Scalars, State, StateSpec, UpdateRule
 
+SLICE = 1 << 22
+"""Elements that an eager update works on at once where it can: 16 MB in each float32 temporary."""
+
 
 @dataclass(frozen=True)
 class UpdateKernel:
@@ -60,7 +63,20 @@ class UpdateKernel:
         return direction
 
     def write(self, weight: Tensor, direction: Tensor, s: Scalars, seed: precision.Seed) -> None:
-        """Weight decay, the step and rounding."""
+        """Weight decay, the step and rounding; in eager execution some rows after others, for small temporaries."""
+        rows = weight.shape[0] if weight.ndim else 1
+        first_row, together = self.part * rows, rows
+        if not torch.compiler.is_compiling():
+            together = max(1, SLICE * rows // max(1, weight.numel()))
+        if together >= rows:
+            return self._write_rows(weight, direction, s, seed, first_row)
+        for start in range(0, rows, together):
+            some = slice(start, start + together)
+            self._write_rows(weight[some], direction[some], s, seed, first_row + start)
+
+    def _write_rows(
+        self, weight: Tensor, direction: Tensor, s: Scalars, seed: precision.Seed, first_row: int
+    ) -> None:
         step = direction if self.rule.lr_inside else direction * s["lr"]
         value = weight.float()
         if self.decays and self.rule.decay == "before":
@@ -69,7 +85,7 @@ class UpdateKernel:
         if self.decays and self.rule.decay == "after":
             value = value * s["keep"]
         if self.rounds_stochastically and weight.dtype == torch.bfloat16:
-            value = precision.round_stochastically(value, seed, self.part)
+            value = precision.round_stochastically(value, seed, first_row)
         weight.copy_(value)
 
 

@@ -30,7 +30,9 @@ class EngineOptions:
         STATE_DTYPES,
     )
     weight_rounding: str = option(
-        "nearest", "how an updated bfloat16 weight is rounded; float32 weights are not rounded", ROUNDINGS
+        "stochastic",
+        "how an updated bfloat16 weight is rounded: to nearest, small steps are swallowed; float32 is not rounded",
+        ROUNDINGS,
     )
     execution: str = option(
         "eager",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import precision, sharding
+from . import execution, precision, sharding
 from .execution import ScalarCache, UpdateKernel, compiled, signature
 from .options import EngineOptions
 from .rule import State, StateSpec, UpdateRule
@@ -54,7 +54,7 @@ class ManagedParameter:
         self.rule = shared.rule_for(group, param)
         self.specs = self._specs()
         self.placement = sharding.place(param, self.rule, self.specs, index, name)
-        self.slices = sharding.slices(param.shape, self.rule, self.specs, self.placement)
+        self.slices = sharding.slices(param.shape, self.rule, self.specs, self.placement, execution.SLICE)
         stochastic = shared.options.weight_rounding == "stochastic"
         self.draws = stochastic or any(storage == "bfloat16" for _, _, storage in self.specs)
         self.settled: bool | None = None

@@ -94,7 +94,7 @@ def store(
         if target is not value:
             target.copy_(value)
     elif storage == "bfloat16":
-        target.copy_(round_stochastically(value, seed, part, salt))
+        target.copy_(round_stochastically(value, seed, part * (value.shape[0] if value.ndim else 1), salt))
     else:
         code = _codes(spec, target.device)
         codes, absmax = torch.ops.bitsandbytes.quantize_blockwise(value.contiguous(), code, BLOCK)
@@ -102,14 +102,14 @@ def store(
         stored[f"{name}_absmax"].copy_(absmax)
 
 
-def round_stochastically(value: Tensor, seed: Seed, part: int = 0, salt: int = 0) -> Tensor:
+def round_stochastically(value: Tensor, seed: Seed, first_row: int = 0, salt: int = 0) -> Tensor:
     """float32 -> bfloat16, up or down with probabilities that keep the expectation; non-finite values stay.
 
     The noise is a function of row, column, seed and salt: the same in eager and compiled execution, on every rank,
-    and after a resume. part: which of several equal shards (of whole rows) of a larger tensor the value is.
+    and after a resume. first_row: the number of the value's first row in the tensor that it is a part of.
     """
     rows = value if value.ndim == 2 else value.reshape(value.shape[0] if value.ndim else 1, -1)
-    noise = _noise(rows, seed, part, salt)
+    noise = _noise(rows, seed, first_row, salt)
     rounded = _round_on_cpu(rows, noise) if value.device.type == "cpu" else _round_bits(rows, noise)
     return rounded.view(value.shape)
 
@@ -142,16 +142,16 @@ def phases(seed: int) -> tuple[float, float, float]:
     return (bits & 0xFFFF) * 2.0**-14, (bits >> 16 & 0xFFFF) * 2.0**-14, (bits >> 32 & 0xFFFF) * 2.0**-16
 
 
-def _noise(like: Tensor, seed: Seed, part: int, salt: int) -> Tensor:
+def _noise(like: Tensor, seed: Seed, first_row: int, salt: int) -> Tensor:
     """Uniform numbers in [0, 1) of the shape of a matrix: the fraction of (a_row + s) (b_column + t) + u.
 
     a and b are fixed random numbers, s, t and u (uniform, so each element's noise is) come from the seed. A few
     vectorised float operations: an integer hash of the index took a third of the time of a whole update.
     """
     rows, columns = like.shape
-    of_rows, of_columns = tables(like.device, max(rows * (part + 1), columns))
+    of_rows, of_columns = tables(like.device, max(first_row + rows, columns))
     s, t, u = phases(seed) if isinstance(seed, int) else seed.unbind()
-    a = of_rows[rows * part : rows * (part + 1), None] + (s + salt * 0.640625)
+    a = of_rows[first_row : first_row + rows, None] + (s + salt * 0.640625)
     b = of_columns[None, :columns] + (t + salt * 0.828125)
     turns = a * b + (u + salt * 0.25)
     return turns - turns.floor()

@@ -19,9 +19,6 @@ from .rule import UpdateRule
 if TYPE_CHECKING:
     from .parameter import Specs
 
-SLICE = 1 << 24
-"""Elements that an eager update works on at once: 64 MB in each float32 temporary."""
-
 
 @dataclass(frozen=True)
 class Placement:
@@ -82,13 +79,13 @@ def _splits(shape: torch.Size, rule: UpdateRule, specs: Specs, parts: int) -> bo
     return True
 
 
-def slices(shape: torch.Size, rule: UpdateRule, specs: Specs, placement: Placement) -> int:
+def slices(shape: torch.Size, rule: UpdateRule, specs: Specs, placement: Placement, largest: int) -> int:
     """How many equal parts of whole rows a large tensor (or this process's shard) is updated in, one after another.
 
-    As many as keep each under SLICE elements where the rule couples nothing beyond rows, else 1.
+    As many as keep each under `largest` elements where the rule couples nothing beyond rows, else 1.
     """
     parts = placement.parts if placement.mode == "rows" else 1
-    fewest = -(-shape.numel() // (SLICE * parts))
+    fewest = -(-shape.numel() // (largest * parts))
     if fewest <= 1 or placement.mode == "owner" or rule.compresses:
         return 1
     return next((n for n in range(fewest, 4 * fewest) if _splits(shape, rule, specs, parts * n)), 1)

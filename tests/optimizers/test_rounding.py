@@ -53,7 +53,7 @@ def test_noise_is_uniform_and_differs_between_draws() -> None:
 @pytest.mark.parametrize("shape", [(8, 6), (8,), (8, 3, 2)])
 def test_shards_round_as_the_whole(shape: tuple[int, ...]) -> None:
     whole = torch.randn(shape)
-    parts = [precision.round_stochastically(rows, 5, part, 2) for part, rows in enumerate(whole.chunk(4))]
+    parts = [precision.round_stochastically(rows, 5, part * len(rows), 2) for part, rows in enumerate(whole.chunk(4))]
     torch.testing.assert_close(torch.cat(parts), precision.round_stochastically(whole, 5, 0, 2), rtol=0, atol=0)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from optimizers import build_optimizer
-from optimizers.engine import sharding
+from optimizers.engine import execution
 from tests.optimizers.matrix import Cell, engine_methods, model
 
 
@@ -28,7 +28,7 @@ def test_large_tensors_updated_in_slices_are_those_updated_whole(
         return dict(net.named_parameters()), sum(m.slices > 1 for m in optimizer.managed.values())
 
     whole, none = trained()
-    monkeypatch.setattr(sharding, "SLICE", 2048)
+    monkeypatch.setattr(execution, "SLICE", 2048)
     sliced, some = trained()
     assert none == 0
     assert some > 0 or name == "galore_adafactor"
