@@ -108,11 +108,11 @@ def main() -> None:
     known = {json.dumps({k: e[k] for k in asdict(Cell(""))}): e for e in kept}
     cells = all_cells()
     missing = [cell for cell in cells if json.dumps(asdict(cell)) not in known]
-    groups: dict[tuple[str, int], list[Cell]] = {}
-    for cell in missing:
-        groups.setdefault((cell.method, PROCESSES[cell.parallel]), []).append(cell)
+    groups: dict[tuple[str, str, int], list[Cell]] = {}
+    for cell in sorted(missing, key=lambda cell: cell.execution == "compiled"):  # the quick ones first
+        groups.setdefault((cell.execution, cell.method, PROCESSES[cell.parallel]), []).append(cell)
     with tqdm(total=len(missing), unit="cell") as bar:
-        for (_, processes), group in groups.items():
+        for (_, _, processes), group in groups.items():
             with tempfile.TemporaryDirectory() as folder:
                 for entry in run(group, Path(folder), processes):
                     known[json.dumps({k: entry[k] for k in asdict(Cell(""))})] = entry
