@@ -12,7 +12,7 @@ import torch
 
 from peft_pretraining.errors import UsageError
 from peft_pretraining.parallel import AgreedError, ParallelConfig, World, session
-from tests.tiny_runs import command, environment
+from tests.tiny_runs import command, environment, records
 
 
 def test_one_process_needs_no_group() -> None:
@@ -58,7 +58,8 @@ def test_cuda_where_there_is_none_is_refused() -> None:
 def started(tmp_path: Path, *more: str) -> "tuple[subprocess.Popen[bytes], list[psutil.Process]]":
     """Two processes in the middle of a run, and the workers by rank."""
     words = command(tmp_path / "run", *more, "--save_every", "100000", processes=2, updates=100_000)
-    env = {**environment(), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10"}  # a stopped process cannot be asked to end
+    # A stopped process cannot be asked to end; torchrun itself ends at SIGUSR1 if it is not told otherwise.
+    env = {**environment(), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10", "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGUSR1"}
     with open(tmp_path / "log", "wb") as log:
         process = subprocess.Popen(words, stdout=log, stderr=log, env=env, start_new_session=True)
     metrics, until = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 90
@@ -96,9 +97,41 @@ def test_without_torchrun_the_orphans_end(tmp_path: Path) -> None:
     assert not alive, (tmp_path / "log").read_text()
 
 
-def test_torchrun_passes_a_preemption_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
+def test_torchrun_passes_a_preemption_on(tmp_path: Path, number: int) -> None:
     process, workers = started(tmp_path)
-    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, number)
     process.wait(timeout=40)
     assert len(list((tmp_path / "run").glob("model_*/manifest.json"))) == 1
     assert not any(worker.is_running() for worker in workers)
+
+
+BAD_RANK = """
+import sys
+import torch
+from peft_pretraining.model import PretrainingLlama
+from torchrun_main import main
+
+forward, calls = PretrainingLlama.forward, []
+
+def bad_at_the_third(model, *arguments):
+    calls.append(model.training)
+    loss = forward(model, *arguments)
+    return loss * float("inf") if torch.distributed.get_rank() == 1 and sum(calls) == 3 and model.training else loss
+
+PretrainingLlama.forward = bad_at_the_third
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_an_update_that_is_bad_on_one_rank_is_skipped_by_all(tmp_path: Path) -> None:
+    (tmp_path / "bad_rank.py").write_text(BAD_RANK)
+    words = command(tmp_path / "run", processes=2)
+    script = next(index for index, word in enumerate(words) if word.endswith("torchrun_main.py"))
+    words[script] = str(tmp_path / "bad_rank.py")
+    done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=200)
+    assert done.returncode == 0, done.stderr
+    skipped = [line["update_step"] for line in records(tmp_path / "run") if line.get("skipped")]
+    assert skipped == [3]
+    assert [line["loss"] for line in records(tmp_path / "run") if line["update_step"] == 3] == [None]
+    assert "update 3 is skipped" in done.stderr
