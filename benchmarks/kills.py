@@ -21,6 +21,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -60,9 +61,9 @@ Event = dict[str, Any]
 class Cell:
     """A method on a number of processes: its uninterrupted run, its killed run, and what happened."""
 
-    def __init__(self, family: str, processes: int, kills: int, folder: Path, command_line: bool) -> None:
-        self.family, self.processes, self.kills, self.command_line = family, processes, kills, command_line
-        self.folder = folder / f"{family}-{processes}"
+    def __init__(self, family: str, processes: int, options: argparse.Namespace) -> None:
+        self.family, self.processes, self.kills, self.options = family, processes, options.kills, options
+        self.folder = options.folder / f"{family}-{processes}"
         self.killed, self.whole = RunFolder(self.folder / "killed"), RunFolder(self.folder / "whole")
         self.log = self.folder / "log"
         self.random = random.Random(f"{family} {processes}")
@@ -95,7 +96,7 @@ class Cell:
     def _command(self, folder: RunFolder, *more: str) -> list[str]:
         flags = ["--optimizer", self.family, "--lr", "1e-3", *FAMILIES[self.family], "--continue_from", "auto"]
         flags += ["--eval_every", str(EVAL_EVERY), "--save_every", str(SAVE_EVERY), "--shuffle_block", "4"]
-        flags += ["--eval_tokens", "500", *more]
+        flags += ["--eval_tokens", "500", *shlex.split(self.options.flags), *more]
         return command(folder.path, *flags, processes=self.processes, updates=UPDATES)
 
     def _plan(self) -> list[tuple[int, str, str]]:
@@ -109,7 +110,7 @@ class Cell:
     def _start(self) -> None:
         words = self._command(self.killed, "--keep_checkpoints", "2")
         script = next(index for index, word in enumerate(words) if word.endswith("torchrun_main.py"))
-        if self.job is None and self.command_line:
+        if self.job is None and self.options.command_line:
             words.insert(words.index("--standalone"), f"--max_restarts={RESTARTS}")
             self.job = Job(os.execvpe, (words[0], words, environment()), self.log)
         elif self.job is None:
@@ -258,7 +259,7 @@ def _content(path: Path) -> tuple[Any, bytes] | None:
     return json.loads(data[8:end]), data[end:]
 
 
-def report(cells: list[Event]) -> Event:
+def report(cells: list[Event], name: str, flags: str) -> Event:
     """Sums over the cells, written to the results file."""
     total: Event = {"runs": len(cells), "kills": sum(cell["kills"] for cell in cells)}
     total["mismatches"] = sum(sum(cell["wrong"].values()) for cell in cells)
@@ -266,7 +267,7 @@ def report(cells: list[Event]) -> Event:
     total["modes"] = dict(sum((Counter(cell["modes"]) for cell in cells), Counter()))
     total["places"] = dict(Counter(event["where"] for cell in cells for event in cell["events"]).most_common())
     kept = [{name: value for name, value in cell.items() if name != "events"} for cell in cells]
-    write_result("kills", {**total, "updates": UPDATES, "cells": kept})
+    write_result(name, {**total, "updates": UPDATES, "flags": flags, "cells": kept})
     return total
 
 
@@ -276,15 +277,16 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20, help="kills of each method on each number of processes")
     parser.add_argument("--only", nargs="*", help="cells as METHOD:PROCESSES (default: all)")
     parser.add_argument("--command_line", action="store_true", help="start every process with a new interpreter")
+    parser.add_argument("--flags", default="", help="more flags of every run, as '--async_save true'")
+    parser.add_argument("--name", default="kills", help="names the file under benchmarks/results")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "kills", help="where cells are kept")
     arguments = parser.parse_args()
     names = arguments.only or [f"{family}:{processes}" for family in FAMILIES for processes in (1, 2)]
     done: list[Event] = []
     for name in names:
         family, _, processes = name.partition(":")
-        cell = Cell(family, int(processes), arguments.kills, arguments.folder, arguments.command_line)
-        done.append(cell.run())
-        total = report(done)
+        done.append(Cell(family, int(processes), arguments).run())
+        total = report(done, arguments.name, arguments.flags)
         print(json.dumps({k: done[-1][k] for k in ("optimizer", "processes", "kills", "phases", "wrong")}), flush=True)
     print(f"{total['runs']} runs, {total['kills']} kills, {total['mismatches']} mismatches")
     return 1 if total["mismatches"] else 0
