@@ -32,10 +32,11 @@ BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
 PROCESSES = {"single": 1, "ddp": 2, "fsdp": 2}
 TITLES = {"single": "1 process", "ddp": "DDP 2", "fsdp": "FSDP2 2"}
 DTYPES = ("float32", "bfloat16", "int8")
+TOGETHER = 60  # cells between two records
 
 
 def run(cells: list[Cell], folder: Path, processes: int) -> list[dict[str, Any]]:
-    """Results of cells in one group of processes, in order; what a crash left undone is marked as failed."""
+    """Results of cells in one group of processes, in order; a cell that ends the processes is the last, as failed."""
     (folder / "cells.json").write_text(json.dumps([asdict(cell) for cell in cells]))
     (folder / "results.json").write_text("[]")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
@@ -43,8 +44,10 @@ def run(cells: list[Cell], folder: Path, processes: int) -> list[dict[str, Any]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     results = json.loads((folder / "results.json").read_text())
-    reason = (done.stderr or "stopped").strip().splitlines()[-1]
-    return results + [{**asdict(cell), "failed": reason} for cell in cells[len(results) :]]
+    if len(results) < len(cells):
+        reason = (done.stderr or "stopped").strip().splitlines()[-1]
+        results.append({**asdict(cells[len(results)]), "failed": reason})
+    return results
 
 
 def status(entry: dict[str, Any]) -> str:
@@ -108,19 +111,22 @@ def main() -> None:
     known = {json.dumps({k: e[k] for k in asdict(Cell(""))}): e for e in kept}
     cells = all_cells()
     missing = [cell for cell in cells if json.dumps(asdict(cell)) not in known]
-    groups: dict[tuple[str, str, int], list[Cell]] = {}
-    for cell in sorted(missing, key=lambda cell: cell.execution == "compiled"):  # the quick ones first
-        groups.setdefault((cell.execution, cell.method, PROCESSES[cell.parallel]), []).append(cell)
+    # The quick ones first; one start of processes for many cells.
+    missing.sort(key=lambda cell: (cell.execution == "compiled", PROCESSES[cell.parallel]))
+    entries = kept
     with tqdm(total=len(missing), unit="cell") as bar:
-        for (_, _, processes), group in groups.items():
+        while missing:
+            processes, first = PROCESSES[missing[0].parallel], missing[:TOGETHER]
+            alike = [cell for cell in first if PROCESSES[cell.parallel] == processes]
             with tempfile.TemporaryDirectory() as folder:
-                for entry in run(group, Path(folder), processes):
-                    known[json.dumps({k: entry[k] for k in asdict(Cell(""))})] = entry
+                found = run(alike, Path(folder), processes)
+            known |= {json.dumps({k: entry[k] for k in asdict(Cell(""))}): entry for entry in found}
+            del missing[: len(found)]
             entries = [known[key] for cell in cells if (key := json.dumps(asdict(cell))) in known]
             write_result("matrix", {"cells": entries})
-            bar.update(len(group))
-    publish(entries if missing else kept)
-    print(section(entries if missing else kept))
+            bar.update(len(found))
+    publish(entries)
+    print(section(entries))
 
 
 if __name__ == "__main__":
