@@ -44,7 +44,7 @@ from peft_pretraining.run import CONFIGURATION, Run, restore_or_start, run_folde
 from tests.tiny_runs import MODEL, flags, train_here
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "2000"))
-FEW = 25
+FEW = 15
 SECONDS_AN_EXAMPLE = 20
 # What a file that runs code would have to do; see https://docs.python.org/3/library/audit_events.html.
 ACTIONS = {"pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect"}
