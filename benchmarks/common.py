@@ -55,15 +55,6 @@ def matmul_rate(
     return 2 * size**3 / min(interleaved({"product": lambda: kernel(left, right)}, repeats, clock)["product"])
 
 
-def copy_bandwidth(megabytes: int = 256, repeats: int = 7) -> float:
-    """Bytes read and written a second by a copy of fp32 memory on the CPU, the best of the repeats."""
-    source = torch.randn(megabytes * 2**20 // 4)
-    target = torch.empty_like(source)
-    target.copy_(source)
-    seconds = min(interleaved({"copy": lambda: target.copy_(source)}, repeats)["copy"])
-    return 2 * source.nbytes / seconds
-
-
 def reset_peak_memory() -> None:
     """Starts a new measurement of `peak_memory_mb` (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")

@@ -4,7 +4,8 @@
 
 Peers: torch's fused AdamW for methods that move bytes, the plain transcriptions of plain_optimizers.py for those that
 multiply matrices. Repeats are interleaved, so a busy machine slows neighbours alike; the figure is the median of paired
-ratios. Beside it: the bound, from bytes moved at the measured copy bandwidth and products at the measured rate.
+ratios. Beside it: the bound, from bytes moved at the bandwidth of an in-place pass in the same repeats, and products
+at the measured rate.
 The speed-up of GaLore is amortised: each step bears 1/200 of a refresh, full SVD for the peer, randomized for ours.
 Writes benchmarks/results/optimizer_step.json and prints a Markdown table.
 """
@@ -22,7 +23,7 @@ import torch
 from torch import nn
 
 import optimizers
-from benchmarks.common import copy_bandwidth, interleaved, matmul_rate, median_ratio, write_result
+from benchmarks.common import interleaved, matmul_rate, median_ratio, write_result
 from benchmarks.plain_optimizers import PlainAdam, PlainGaLore, PlainLDAdam, PlainOnlineSubspace
 from optimizers.primitives.projection import randomized_basis, singular_basis
 
@@ -94,10 +95,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def plain(name: str, dtype: torch.dtype, ends: bool) -> Callable[[], object]:
     """The peers of the low-rank methods, with plain AdamW on embedding and head."""
-    kinds = {"galore": PlainGaLore, "continuous": PlainOnlineSubspace, "ldadam": PlainLDAdam}
+    kinds: dict[str, Any] = {"galore": PlainGaLore, "continuous": PlainOnlineSubspace, "ldadam": PlainLDAdam}
     arguments = {} if name == "ldadam" else {"gap": 10**9}
     model = Shapes(dtype, ends)
-    method = kinds[name](list(model.layers.parameters()), **arguments)  # type: ignore[arg-type]
+    method = kinds[name](list(model.layers.parameters()), **arguments)
     rest = PlainAdam([p for n, p in model.named_parameters() if not n.startswith("layers.")])
 
     def step() -> None:
@@ -108,8 +109,8 @@ def plain(name: str, dtype: torch.dtype, ends: bool) -> Callable[[], object]:
 
 
 def bound_seconds(name: str, optimizer: optimizers.EngineOptimizer, limits: dict[str, float]) -> dict[str, float]:
-    """The least time: bytes of weights (twice), gradients and state (twice) over the bandwidth of a copy, and large
-    products over the rate of products."""
+    """The least time: bytes of weights (twice), gradients and state (twice) over the bandwidth, and large products over
+    the rate of products."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     weights = sum(p.nbytes for p in parameters)
     moved = 3 * weights + 2 * optimizer.state_bytes()
@@ -123,7 +124,7 @@ def _named(optimizer: optimizers.EngineOptimizer) -> list[tuple[str, torch.Tenso
     return [pair for group in pairs for pair in group]
 
 
-def refresh_seconds(repeats: int) -> dict[str, float]:
+def refresh_seconds(repeats: int, clock: Callable[[], float]) -> dict[str, float]:
     """Seconds to compute all bases of the model, by full SVD one by one and by the randomized method."""
     shapes = Shapes(torch.float32, ends=False)
     gradients = [p.grad for p in shapes.parameters() if p.grad is not None]
@@ -133,10 +134,20 @@ def refresh_seconds(repeats: int) -> dict[str, float]:
         "svd": lambda: [singular_basis(g, RANK, s) for g, s in zip(gradients, sides, strict=True)],  # type: ignore[arg-type]
         "randomized": lambda: [randomized_basis(g, RANK, s, rng) for g, s in zip(gradients, sides, strict=True)],  # type: ignore[arg-type]
     }
-    return {name: statistics.median(times) for name, times in interleaved(actions, repeats).items()}
+    return {name: statistics.median(times) for name, times in interleaved(actions, repeats, clock).items()}
 
 
-def compare(name: str, dtype: torch.dtype, ends: bool, repeats: int, limits: dict[str, float]) -> dict[str, Any]:
+_STREAM = torch.ones(1 << 26)
+
+
+def stream() -> None:
+    """Reads and writes 512 MB in place, as an update does: the bandwidth in the same repeats."""
+    _STREAM.mul_(1.0)
+
+
+def compare(
+    name: str, dtype: torch.dtype, ends: bool, repeats: int, limits: dict[str, float], clock: Callable[[], float]
+) -> dict[str, Any]:
     """Paired times of a method and its peer."""
     optimizer = ours(name, dtype, ends)
     peer = fused_adamw(dtype) if name in ELEMENTWISE else plain(name, dtype, ends)
@@ -144,10 +155,11 @@ def compare(name: str, dtype: torch.dtype, ends: bool, repeats: int, limits: dic
     optimizer.step()
     optimizer.step()
     cold = time.perf_counter() - started
-    for action in (optimizer.step, peer, peer):
+    for action in (optimizer.step, peer, peer, stream):
         action()
-    times = interleaved({"mine": optimizer.step, "peer": peer}, repeats)
-    bound = bound_seconds(name, optimizer, limits)
+    times = interleaved({"mine": optimizer.step, "peer": peer, "stream": stream}, repeats, clock)
+    bandwidth = 2 * _STREAM.nbytes / statistics.median(times["stream"])
+    bound = bound_seconds(name, optimizer, {**limits, "bandwidth": bandwidth})
     milliseconds = {key: statistics.median(values) * 1e3 for key, values in times.items()}
     return {
         "method": name + ("" if ends else ", decoder alone"),
@@ -158,6 +170,7 @@ def compare(name: str, dtype: torch.dtype, ends: bool, repeats: int, limits: dic
         "seconds_of_first_two": cold,
         "bound_ms": {key: value * 1e3 for key, value in bound.items()},
         "of_bound": sum(bound.values()) * 1e3 / milliseconds["mine"],
+        "bandwidth": bandwidth,
         "load_average": os.getloadavg()[0],
     }
 
@@ -190,12 +203,17 @@ def main() -> None:
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--decoder_alone", action="store_true", help="low-rank methods without embedding and head")
     parser.add_argument("--name", default="optimizer_step", help="of the result file")
+    parser.add_argument(
+        "--cpu_time", action="store_true", help="one thread, timed in CPU seconds: ratios hold on a busy machine"
+    )
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    limits = {str(dtype): matmul_rate(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    limits["bandwidth"] = copy_bandwidth()
-    refresh = refresh_seconds(3)
-    print(", ".join(f"{key} {value / 1e9:.0f} G/s" for key, value in limits.items()), f"{arguments.threads} threads")
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
+    torch.set_num_threads(1 if arguments.cpu_time else arguments.threads)
+    limits = {str(dtype): matmul_rate(dtype, clock=clock) for dtype in (torch.float32, torch.bfloat16)}
+    refresh = refresh_seconds(3, clock)
+    print(
+        ", ".join(f"{key} {value / 1e9:.0f} G/s" for key, value in limits.items()), f"{torch.get_num_threads()} threads"
+    )
     print(f"bases of the model: svd {refresh['svd']:.2f} s, randomized {refresh['randomized']:.2f} s")
     head = ("method", "dtype", "peer", "time / peer", "speed-up", "ms", "peer ms", "bound ms", "of bound")
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|", flush=True)
@@ -203,12 +221,12 @@ def main() -> None:
     for dtype in (getattr(torch, name) for name in arguments.dtypes.split(",")):
         for name in arguments.cases.split(","):
             ends = name in ELEMENTWISE or not arguments.decoder_alone
-            row = compare(name, dtype, ends, arguments.repeats, limits)
+            row = compare(name, dtype, ends, arguments.repeats, limits, clock)
             if name == "galore":
                 amortise(row, refresh)
             rows.append(row)
             print_row(row)
-            content = {"threads": arguments.threads, "limits": limits, "refresh_seconds": refresh, "rows": rows}
+            content = {"clock": clock.__name__, "limits": limits, "refresh_seconds": refresh, "rows": rows}
             write_result(arguments.name, content)  # after each: a run of all takes long
 
 
