@@ -168,15 +168,15 @@ def limit(cell: Cell) -> float:
 def judge(cell: Cell, references: dict[Cell, Tensor], rank: int, world: int) -> dict[str, Any]:
     """Run a cell: {"deviation": ...} relative to how far the reference moved, or {"refused": why}."""
     plain = Cell(cell.method, cell.variant, cell.state_dtype)
-    if plain not in references:
-        references[plain] = train(plain)[0]
-    start = flatten(model())
     try:
+        if plain not in references:
+            references[plain] = train(plain)[0]
         weights, _ = train(cell, rank, world)
     except ValueError as error:
         return {"refused": str(error)}
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {error}"}
+    start = flatten(model())
     moved = (references[plain] - start).norm()
     return {"deviation": float((weights - references[plain]).norm() / moved)}
 
