@@ -117,8 +117,14 @@ def build_model(config: ModelConfig, device: torch.device | str, seed: int) -> P
     llama_config = load_llama_config(config.model_config)
     llama_config.dtype = config.torch_dtype
     llama_config._attn_implementation = "sdpa" if config.use_hf_model else ATTENTION
-    with torch.device("meta"):
-        llama = LlamaForCausalLM(llama_config)
+    try:
+        with torch.device("meta"):
+            llama = LlamaForCausalLM(llama_config)
+    except Exception as error:
+        raise UsageError(
+            f"--model_config {config.model_config}: no model can be made of it ({type(error).__name__}: {error}). "
+            "Correct the file"
+        ) from error
     nn.Module.to(llama, config.torch_dtype)
     # Pads never reach the loss. Were this id a real token of the tokenizer, the flag would freeze its
     # embedding.
