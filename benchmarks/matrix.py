@@ -32,6 +32,7 @@ BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
 PROCESSES = {"single": 1, "ddp": 2, "fsdp": 2}
 TITLES = {"single": "1 process", "ddp": "DDP 2", "fsdp": "FSDP2 2"}
 DTYPES = ("float32", "bfloat16", "int8")
+RUNS = 4  # eager and compiled, ordinary and per-layer
 TOGETHER = 60  # cells between two records
 
 
@@ -86,6 +87,8 @@ def box(entries: list[dict[str, Any]], reasons: dict[str, int]) -> str:
         numbers = {reasons.setdefault(text.splitlines()[0], len(reasons) + 1) for text in reason}
         if found:
             texts.append(f"{len(found)} {word} [{', '.join(map(str, sorted(numbers)))}]")
+    if len(entries) < RUNS:
+        texts.append(f"{RUNS - len(entries)} not run")
     return "; ".join(texts)
 
 
