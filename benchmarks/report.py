@@ -105,6 +105,7 @@ def gpu(result: Result) -> str:
 SECTIONS: dict[str, tuple[str, str, Callable[[Result], str]]] = {
     "optimizer_step": ("optimizer_step", "python -m benchmarks.optimizer_step", optimizer_step),
     "training": ("training", "python -m benchmarks.training", training),
+    "training_60m": ("training_60m", "python -m benchmarks.training --models llama_60m --name training_60m", training),
     "whole_run": ("whole_run", "python -m benchmarks.whole_run", whole_run),
     "gpu": ("gpu", "bash scripts/gpu_benchmarks.sh", gpu),
 }
