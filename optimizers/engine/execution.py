@@ -95,8 +95,7 @@ _serial = itertools.count()
 @functools.lru_cache(maxsize=4096)
 def compiled(kernel: UpdateKernel, signature: tuple) -> Callable[..., None]:
     """The compiled kernel for one signature of shapes and dtypes: one graph each, so nothing is ever recompiled."""
-    shape, _, _, device = signature[0]
-    precision.prepare_noise(device, [shape, *(spec.shape for _, spec, _ in kernel.specs)])
+    on_cpu = signature[0][3].type == "cpu"
 
     def update(*args: Any) -> None:
         kernel(*args)
@@ -105,7 +104,7 @@ def compiled(kernel: UpdateKernel, signature: tuple) -> Callable[..., None]:
     own = types.FunctionType(
         update.__code__.replace(co_name=f"update_{next(_serial)}"), globals(), None, None, update.__closure__
     )
-    return torch.compile(own, fullgraph=True, dynamic=False, options=_options(device.type == "cpu"))
+    return torch.compile(own, fullgraph=True, dynamic=False, options=_options(on_cpu))
 
 
 def _options(on_cpu: bool) -> dict[str, Any]:

@@ -57,6 +57,8 @@ class ManagedParameter:
         self.slices = sharding.slices(param.shape, self.rule, self.specs, self.placement, execution.SLICE)
         stochastic = shared.options.weight_rounding == "stochastic"
         self.draws = stochastic or any(storage == "bfloat16" for _, _, storage in self.specs)
+        if self.draws:
+            precision.prepare_noise(param.device, [param.shape, *(spec.shape for _, spec, _ in self.specs)])
         self.settled: bool | None = None
         self.refreshed_at = 0
         self.ready = True

@@ -53,7 +53,7 @@ def test_head_size_follows_from_hidden_size_and_heads(root: Path) -> None:
         ({"model_type": "gpt2"}, ["model_type", "'gpt2'", "'llama'"]),
         ({"hidden_size": "wide"}, ["hidden_size", "'wide'", "int"]),
         ({"hidden_size": 34}, ["34", "4", "heads"]),
-        ({"num_hidden_layers": 0}, ["num_hidden_layers is 0", "at least 1"]),
+        ({"num_hidden_layers": 0}, ["num_hidden_layers is 0", "from 1 to"]),
         ({"num_key_value_heads": 3}, ["num_key_value_heads is 3", "4"]),
         ({"num_key_value_head": 2}, ["num_key_value_head", "num_key_value_heads"]),
         ({"head_dim": 7}, ["`head_dim`=7", "even"]),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from optimizers import build_optimizer
-from optimizers.engine import registry
+from optimizers.engine import precision, registry
 from peft_pretraining import memory, memory_prediction
 from peft_pretraining.cli import parse_config
 from peft_pretraining.config import RunConfig
@@ -59,7 +59,11 @@ def measured(config: RunConfig) -> Account:
         "--optimizer muon --use_hf_model",
     ],
 )
-def test_the_prediction_is_within_five_percent_of_the_bytes_of_real_updates(tmp_path: Path, words: str) -> None:
+def test_the_prediction_is_within_five_percent_of_the_bytes_of_real_updates(
+    tmp_path: Path, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding on a CPU has temporaries of its own: the prediction is for accelerators, whose way is measured here."""
+    monkeypatch.setattr(precision, "_round_on_cpu", precision._round_bits)
     config = configuration(tmp_path, *words.split())
     predicted, real = predict(config), measured(config)
     assert predicted.peak == pytest.approx(real.peak, rel=0.05)
