@@ -201,11 +201,20 @@ def _muon(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[s
     return CombinedOptimizer([muon, others] if others else [muon])
 
 
+def _refuse_shards(model: nn.Module, name: str) -> None:
+    if any(is_sharded(p) for p in model.parameters()):
+        raise ValueError(
+            f"{name}: the library's class mixes its own tensors with shards, which torch refuses; use replicas "
+            "(--parallel ddp), or adamw with --state_dtype int8, or galore_adafactor"
+        )
+
+
 def _adafactor(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> torch.optim.Optimizer:
     try:
         from transformers.optimization import Adafactor
     except ImportError as error:
         raise ValueError("adafactor needs the package transformers: pip install transformers") from error
+    _refuse_shards(model, "adafactor")
     fixed = dict(scale_parameter=False, relative_step=False, warmup_init=False)
     beta1 = settings["beta1"] or None
     return Adafactor(_routes(model), lr=lr, beta1=beta1, weight_decay=settings["weight_decay"], **fixed)
@@ -216,6 +225,7 @@ def _adam8bit(model: nn.Module, lr: float, settings: dict[str, Any], options: di
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise ValueError("adam8bit needs the package bitsandbytes: pip install bitsandbytes") from error
+    _refuse_shards(model, "adam8bit")
     groups = [{"params": [p.tensor for p in describe(model)]}]
     return AdamW8bit(groups, lr=lr, **_betas(settings))
 

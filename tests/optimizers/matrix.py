@@ -154,8 +154,11 @@ def limit(cell: Cell) -> float:
     """The largest deviation that rounding explains.
 
     Rules in float32 agree to 1e-5, low-rank ones to 1e-4. Where a sign is taken of lifted, nearly cancelling
-    entries, or a state is rounded to 8 or 16 bits, the last bit of a gradient decides a few steps of full size.
+    entries, or a state is rounded to 8 or 16 bits (as bitsandbytes' class does always), or an orthogonalisation is
+    computed in bfloat16 (torch's Muon), the last bit of a gradient decides a few steps of full size.
     """
+    if cell.method in ("adam8bit", "muon"):
+        return 3e-2
     fields = registry.get(cell.method).defaults()
     low_rank = "rank" in fields
     if low_rank and "lion" in cell.method:
