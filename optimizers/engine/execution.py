@@ -24,6 +24,7 @@ class UpdateKernel:
     """The update of every tensor that shares a rule, formats and phase; hashable, so it is compiled once.
 
     specs: (name, spec, storage format) of each state tensor. first: whether this is the parameter's first update.
+    part and state_part: which of several equal parts of whole rows the weight and the state are.
     """
 
     rule: UpdateRule
@@ -32,6 +33,7 @@ class UpdateKernel:
     decays: bool
     rounds_stochastically: bool
     part: int = 0
+    state_part: int = 0
 
     def __call__(
         self,
@@ -59,7 +61,7 @@ class UpdateKernel:
         if rule.learns and whole is not None and own is not None:
             rule.learn(whole, own, state, s, self.first)
         for index, (name, spec, fmt) in enumerate(self.specs):
-            precision.store(name, spec, fmt, stored, state[name], seed, self.part, salt=index + 1)
+            precision.store(name, spec, fmt, stored, state[name], seed, self.state_part, salt=index + 1)
         return direction
 
     def write(self, weight: Tensor, direction: Tensor, s: Scalars, seed: precision.Seed) -> None:
