@@ -76,9 +76,7 @@ class UpdateKernel:
             some = slice(start, start + together)
             self._write_rows(weight[some], direction[some], s, seed, first_row + start)
 
-    def _write_rows(
-        self, weight: Tensor, direction: Tensor, s: Scalars, seed: precision.Seed, first_row: int
-    ) -> None:
+    def _write_rows(self, weight: Tensor, direction: Tensor, s: Scalars, seed: precision.Seed, first_row: int) -> None:
         step = direction if self.rule.lr_inside else direction * s["lr"]
         value = weight.float()
         if self.decays and self.rule.decay == "before":

@@ -101,10 +101,9 @@ class ManagedParameter:
     def keep(self, values: State, purpose: int, only: str | None = None) -> None:
         """Write float32 values back, all or one. purpose separates the random numbers of different writes."""
         seed, stored = self.seed(purpose, self.step + 1), self.stored()
-        part = 0 if self.placement.mode == "owner" else self.placement.part
         for i, (name, spec, fmt) in enumerate(self.specs):
             if only is None or name == only:
-                precision.store(name, spec, fmt, stored, values[name], seed + i, part)
+                precision.store(name, spec, fmt, stored, values[name], seed + i, self.placement.state_part)
 
     def seed(self, purpose: int, step: int) -> int:
         """A 30-bit seed of this parameter for an update."""
@@ -239,9 +238,11 @@ class ManagedParameter:
         key = (first, decays, grad is None, compressed is None, number)
         if key not in self._kernels:
             stochastic = self.shared.options.weight_rounding == "stochastic"
-            part = self.placement.part if number is None else self.placement.part * self.slices + number
-            state_part = 0 if self.placement.mode == "owner" else part  # an owner's state is whole
-            kernel = UpdateKernel(self.rule, self.specs, first, decays, stochastic, part, state_part)
+            place = self.placement
+            parts = (place.part, place.state_part)
+            if number is not None:
+                parts = (place.part * self.slices + number,) * 2
+            kernel = UpdateKernel(self.rule, self.specs, first, decays, stochastic, *parts)
             tensors = (sharding.local(self.param), grad, compressed)
             self._kernels[key] = compiled(kernel, signature(*tensors)) if self._compiles() else kernel
         return self._kernels[key]

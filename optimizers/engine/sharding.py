@@ -39,6 +39,11 @@ class Placement:
     def holds_state(self) -> bool:
         return self.mode != "owner" or self.part == self.owner
 
+    @property
+    def state_part(self) -> int:
+        """Which of several equal parts of the state is here; an owner has the whole."""
+        return 0 if self.mode == "owner" else self.part
+
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor."""

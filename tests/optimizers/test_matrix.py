@@ -1,16 +1,11 @@
 """Every method in every setting: a covering part of the matrix by default, all of it behind the marker `slow`."""
 
-import json
-import subprocess
-import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 
-from tests.optimizers.matrix import Cell, all_cells, engine_methods, limit, variants
-
-ROOT = Path(__file__).parents[2]
+from benchmarks.matrix import PROCESSES, run, status
+from tests.optimizers.matrix import Cell, all_cells, engine_methods, library_methods, variants
 
 
 def covering() -> list[Cell]:
@@ -27,30 +22,17 @@ def covering() -> list[Cell]:
     return cells
 
 
-def run(cells: list[Cell], folder: Path, processes: int = 2) -> list[dict]:
-    """Run cells in one group of processes; the results, in order."""
-    (folder / "cells.json").write_text(json.dumps([asdict(cell) for cell in cells]))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += ["-m", "tests.optimizers.matrix", str(folder / "cells.json"), str(folder / "results.json")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=7200)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((folder / "results.json").read_text())
-
-
 def check(cells: list[Cell], results: list[dict]) -> None:
     """Every cell agrees with the ordinary run; none is refused that need not be."""
-    wrong = [
-        f"{cell}: {result.get('refused') or result['deviation']}"
-        for cell, result in zip(cells, results, strict=True)
-        if not result.get("deviation", 1.0) <= limit(cell)
-    ]
-    assert not wrong, "\n".join(wrong)
+    assert [Cell(**{name: entry[name] for name in asdict(Cell(""))}) for entry in results] == cells, results[-1]
+    wrong = [entry for entry in results if status(entry) != "pass"]
+    assert not wrong, "\n".join(map(str, wrong))
 
 
 @pytest.mark.timeout(1500)
 def test_covering_part(tmp_path):
     cells = covering()
-    check(cells, run(cells, tmp_path))
+    check(cells, run(cells, tmp_path, 2))
 
 
 def test_accumulated_per_layer_updates(tmp_path):
@@ -61,7 +43,7 @@ def test_accumulated_per_layer_updates(tmp_path):
         for p in ("ddp", "fsdp")
     ]
     refused = [Cell(m, per_layer=True, micro_batches=2) for m in ("adamw", "adamw_sn", "adam_mini", "lion")]
-    results = run([*exact, *refused], tmp_path)
+    results = run([*exact, *refused], tmp_path, 2)
     check(exact, results[: len(exact)])
     for cell, result in zip(refused, results[len(exact) :], strict=True):
         assert "micro-batch" in result["refused"], cell
@@ -70,5 +52,17 @@ def test_accumulated_per_layer_updates(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_full_product(tmp_path):
+    """Only classes of libraries refuse anything, and only what is the engine's, or shards."""
     cells = all_cells()
-    check(cells, run(cells, tmp_path))
+    results: list[dict] = []
+    for processes in (1, 2):
+        left = [cell for cell in cells if PROCESSES[cell.parallel] == processes]
+        results += run(left, tmp_path, processes)
+        assert status(results[-1]) != "failed", results[-1]
+    assert len(results) == len(cells)
+    assert not [entry for entry in results if status(entry) == "failed"]
+    refused = [entry for entry in results if status(entry) == "refused"]
+    assert {entry["method"] for entry in refused} <= set(library_methods())
+    ordinary = ("float32", "eager", False)
+    unasked = [e for e in refused if (e["state_dtype"], e["execution"], e["per_layer"]) == ordinary]
+    assert {entry["parallel"] for entry in unasked} <= {"fsdp"}
