@@ -67,9 +67,7 @@ def table(entries: list[dict[str, Any]]) -> str:
     reasons: dict[str, int] = {}
     for row in dict.fromkeys((e["method"], e["variant"]) for e in entries):
         found = [e for e in entries if (e["method"], e["variant"]) == row]
-        texts = [
-            box([e for e in found if (e["parallel"], e["state_dtype"]) == column], reasons) for column in columns
-        ]
+        texts = [box([e for e in found if (e["parallel"], e["state_dtype"]) == column], reasons) for column in columns]
         lines.append("| " + " | ".join([" ".join(filter(None, row)).replace("_", "\\_"), *texts]) + " |")
     notes = [f"{number}. {reason}" for reason, number in reasons.items()]
     return "\n".join([*lines, "", *notes])

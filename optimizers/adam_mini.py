@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .engine.optimizer import EngineOptimizer
-from .engine.registry import Method, hyper, register
+from .engine.registry import Method, hyper, register, with_betas
 from .engine.roles import describe, role_of
 from .engine.rule import Decay, Scalars, State, StateSpec, UpdateRule
 from .primitives import moments
@@ -182,16 +182,13 @@ def _build(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[
     tied = next((p for p in parameters if p.tied), None)
     if tied is not None:
         raise ValueError(f"Adam-mini: {tied.name} is tied; embedding and head need separate weights")
-    settings = dict(settings)
-    betas = (settings.pop("beta1"), settings.pop("beta2"))
     return AdamMini(
         [(p.name, p.tensor) for p in parameters],
         lr=lr,
-        betas=betas,
         dim=config.hidden_size,
         n_heads=heads,
         n_kv_heads=getattr(config, "num_key_value_heads", None),
-        **settings,
+        **with_betas(settings),
         **options,
     )
 

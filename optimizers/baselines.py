@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from .engine.combined import CombinedOptimizer
 from .engine.optimizer import EngineOptimizer
-from .engine.registry import Method, hyper, register
+from .engine.registry import Method, hyper, register, with_betas
 from .engine.roles import describe
-from .engine.routing import Route, everything, param_groups
+from .engine.routing import Route, body_matrix, everything, param_groups
 from .engine.rule import Scalars, State, StateSpec, UpdateRule
 from .engine.sharding import is_sharded
 from .primitives.steps import AdamStep, SignedLionStep
@@ -88,7 +88,7 @@ class MomentumStep(UpdateRule):
 
 
 class EngineSGD(EngineOptimizer):
-    """torch.optim.SGD's mathematics with the engine's storage formats and execution modes."""
+    """torch.optim.SGD's mathematics with the engine's formats and execution modes; weight decay is decoupled."""
 
     def __init__(
         self, params: Iterable, lr: float = 1e-3, momentum: float = 0.0, weight_decay: float = 0.0, **options: Any
@@ -114,7 +114,7 @@ class SGDSettings:
     """What SGD takes."""
 
     momentum: float = hyper(0.9, "heavy-ball momentum", flags=("beta1", "adam_beta1"))
-    weight_decay: float = hyper(0.0, "weight decay")
+    weight_decay: float = hyper(0.0, "weight decay, part of the gradient")
 
 
 @dataclass(frozen=True)
@@ -143,39 +143,48 @@ class PlainLionSettings:
     weight_decay: float = hyper(0.0, "decoupled weight decay, applied after the step")
 
 
-def _betas(settings: dict[str, Any]) -> dict[str, Any]:
-    rest = dict(settings)
-    return {"betas": (rest.pop("beta1"), rest.pop("beta2")), **rest}
-
-
 def _routes(model: nn.Module) -> list[dict[str, Any]]:
     return param_groups(model, [Route("all parameters", everything)])
 
 
 def _plain(model: nn.Module, options: dict[str, Any]) -> bool:
-    """Whether torch's own class serves: float32 weights on a device, no engine option."""
-    tensors = [p.tensor for p in describe(model)]
+    """Whether torch's own class serves: float32 weights, no engine option."""
     defaults = {"state_dtype": "float32", "execution": "eager", "per_layer": False}
     ordinary = all(options.get(k, v) == v for k, v in defaults.items())
-    return ordinary and all(t.dtype == torch.float32 and not t.is_meta for t in tensors)
+    return ordinary and all(p.tensor.dtype == torch.float32 for p in describe(model))
+
+
+def _on_meta(model: nn.Module) -> bool:
+    """Whether there are shapes only: the engine, whose state exists at once, then tells the state's size."""
+    return any(p.is_meta for p in model.parameters())
+
+
+def _refuse_coupled_decay(name: str, settings: dict[str, Any]) -> None:
+    if settings["weight_decay"]:
+        raise ValueError(
+            f"weight_decay: {name}'s decay, which is part of the gradient, exists with float32 weights and torch's own "
+            "class only; use adamw or sgd_boost, or leave it out"
+        )
 
 
 def _adamw(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> torch.optim.Optimizer:
-    if _plain(model, options):
-        return torch.optim.AdamW(_routes(model), lr=lr, fused=True, **_betas(settings))
-    return EngineAdamW(_routes(model), lr=lr, **_betas(settings), **options)
+    if _plain(model, options) and not _on_meta(model):
+        return torch.optim.AdamW(_routes(model), lr=lr, fused=True, **with_betas(settings))
+    return EngineAdamW(_routes(model), lr=lr, **with_betas(settings), **options)
 
 
 def _adam(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> torch.optim.Optimizer:
-    if _plain(model, options):
-        return torch.optim.Adam(_routes(model), lr=lr, fused=True, **_betas(settings))
-    if settings["weight_decay"]:
-        raise ValueError("weight_decay: adam's coupled decay exists with float32 weights only; use adamw")
-    return EngineAdamW(_routes(model), lr=lr, **_betas(settings), **options)
+    if not _plain(model, options):
+        _refuse_coupled_decay("adam", settings)
+    elif not _on_meta(model):
+        return torch.optim.Adam(_routes(model), lr=lr, fused=True, **with_betas(settings))
+    return EngineAdamW(_routes(model), lr=lr, **with_betas(settings), **options)
 
 
 def _sgd(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> torch.optim.Optimizer:
-    if _plain(model, options):
+    if not _plain(model, options):
+        _refuse_coupled_decay("sgd", settings)
+    elif not _on_meta(model):
         # torch's fused SGD has no rule for DTensors.
         sharded = any(is_sharded(p) for p in model.parameters())
         return torch.optim.SGD(_routes(model), lr=lr, fused=not sharded, **settings)
@@ -183,14 +192,14 @@ def _sgd(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[st
 
 
 def _lion(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> torch.optim.Optimizer:
-    return Lion(_routes(model), lr=lr, **_betas(settings), **options)
+    return Lion(_routes(model), lr=lr, **with_betas(settings), **options)
 
 
 def _muon(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> torch.optim.Optimizer:
     """Muon on the matrices of attention and MLP, AdamW on the rest, as its authors advise."""
     parameters = describe(model)
-    matrices = [(p.name, p.tensor) for p in parameters if p.block and p.tensor.ndim == 2]
-    rest = [(p.name, p.tensor) for p in parameters if not (p.block and p.tensor.ndim == 2)]
+    matrices = [(p.name, p.tensor) for p in parameters if body_matrix(p)]
+    rest = [(p.name, p.tensor) for p in parameters if not body_matrix(p)]
     if not matrices:
         raise ValueError("muon: the model has no attention or MLP matrices")
     decay = settings["weight_decay"]
@@ -227,7 +236,7 @@ def _adam8bit(model: nn.Module, lr: float, settings: dict[str, Any], options: di
         raise ValueError("adam8bit needs the package bitsandbytes: pip install bitsandbytes") from error
     _refuse_shards(model, "adam8bit")
     groups = [{"params": [p.tensor for p in describe(model)]}]
-    return AdamW8bit(groups, lr=lr, **_betas(settings))
+    return AdamW8bit(groups, lr=lr, **with_betas(settings))
 
 
 register(Method("adam", "Adam (torch, fused)", AdamSettings, _adam))

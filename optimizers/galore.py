@@ -17,11 +17,9 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .engine.optimizer import EngineOptimizer
-from .engine.registry import Build, Method, hyper, register
-from .engine.routing import Route, everything, param_groups
 from .engine.rule import Bases, Decay, Scalars, State, StateSpec, UpdateRule
 from .primitives import projection as pr
 from .primitives.steps import AdafactorStep, AdamStep, LionStep, SignedLionStep, WeightStep
@@ -57,6 +55,10 @@ class ProjectedStep(UpdateRule):
     @property
     def lr_inside(self) -> bool:  # type: ignore[override]
         return self.inner.lr_inside
+
+    @property
+    def lr_factor(self) -> float:
+        return 1.0 if isinstance(self.inner, LionStep) else self.scale  # of which a sign keeps nothing
 
     def state(self, shape: torch.Size) -> dict[str, StateSpec]:
         projected = torch.Size(pr.projected_shape(tuple(shape), self.rank, self.side))
@@ -124,11 +126,17 @@ class TwoSidedStep(ProjectedStep):
     def refresh(self, grad: Tensor, state: State, rng: torch.Generator) -> bool:
         if not grad.any():
             return False
-        left = self._basis(grad, "left", rng)
-        right = self._basis(left.mT @ grad, "right", rng) if self.basis_method == "randomized" else None
+        if self.basis_method == "randomized":
+            left = self._basis(grad, "left", rng)
+            right = self._basis(left.mT @ grad, "right", rng)
+        else:
+            left, right = pr.singular_bases(grad, self.rank)
         state["basis"].copy_(left)
-        state["basis_right"].copy_(self._basis(grad, "right", rng) if right is None else right)
+        state["basis_right"].copy_(right)
         return True
+
+    def settled(self, state: State) -> bool:
+        return super().settled(state) and bool(state["basis_right"].any())
 
     def bases(self, state: State) -> Bases:
         return {"basis": (state["basis"], "left"), "basis_right": (state["basis_right"], "right")}
@@ -137,7 +145,8 @@ class TwoSidedStep(ProjectedStep):
 def rotate(state: State, new: Tensor, side: pr.Side) -> None:
     """Express the moments of the old basis in the new one, in place.
 
-    m' = C m with C the change of basis; v' = |C^2 (v - m^2) + m'^2| elementwise, as LDAdam does (arXiv 2410.16103).
+    m' = C m with C the change of basis; v' = |C^2 (v - m^2) + m'^2| elementwise: what LDAdam does (arXiv 2410.16103) to
+    bias-corrected moments, here to the moments themselves.
     """
     old, m, v = state["basis"], state.get("exp_avg"), state.get("exp_avg_sq")
     change = old @ new.mT if side == "right" else new.mT @ old
@@ -174,10 +183,19 @@ def projection_fields(group: dict[str, Any]) -> dict[str, Any]:
 
 def _sided(inner: WeightStep, group: dict[str, Any], shape: torch.Size) -> ProjectedStep:
     kind = group["proj_type"]
+    _refuse_orthogonality(group)
+    if group.get("rotate_moments") and isinstance(inner, AdafactorStep):
+        raise ValueError("rotate_moments: Adafactor's means of rows and columns cannot be carried into a new basis")
     return ProjectedStep(inner, side_of(kind, shape), random=kind == "random", **projection_fields(group))
 
 
+def _refuse_orthogonality(group: dict[str, Any]) -> None:
+    if group.get("proj_orthogonality"):
+        raise ValueError(f"proj_orthogonality belongs to continuous bases, not to proj_type {group['proj_type']}")
+
+
 def _two_sided(inner: WeightStep, group: dict[str, Any], shape: torch.Size) -> ProjectedStep:
+    _refuse_orthogonality(group)
     if group.get("rotate_moments"):
         raise ValueError("rotate_moments is defined for one-sided projections, not for proj_type full")
     return TwoSidedStep(inner, "left", **projection_fields(group))
@@ -213,7 +231,7 @@ class ProjectedOptimizer(EngineOptimizer):
         inner = self.inner_rule(group, projected)
         if not projected:
             return inner
-        narrow = param.dtype == torch.bfloat16 and self.options.state_dtype != "float32"
+        narrow = self.takes_narrow_products(param)
         return replace(PROJECTIONS[group["proj_type"]](inner, group, param.shape), narrow=narrow)
 
 
@@ -302,82 +320,3 @@ class GaLoreLion(ProjectedOptimizer):
 
     def inner_rule(self, group: dict[str, Any], projected: bool) -> WeightStep:
         return (LionStep if projected else SignedLionStep)(*group["betas"])
-
-
-@dataclass(frozen=True)
-class ProjectionSettings:
-    """What every GaLore method takes."""
-
-    weight_decay: float = hyper(0.0, "decoupled weight decay")
-    rank: int = hyper(128, "rank of the projected gradient; at most the smaller side of a matrix")
-    update_proj_gap: int = hyper(200, "updates between two refreshes of the basis (T)")
-    galore_scale: float = hyper(0.25, "factor on the lifted step", flags=("scale",))
-    proj_type: str = hyper("std", "where the basis comes from and multiplies", choices=PROJ_TYPES)
-    basis_method: str = hyper("svd", "how a basis is computed", choices=("svd", "randomized"))
-    rotate_moments: bool = hyper(False, "carry the moments into a new basis at a refresh")
-    proj_orthogonality: float = hyper(0.0, "lambda of the orthogonality penalty of continuous bases (the paper: 0.1)")
-
-
-@dataclass(frozen=True)
-class AdamWSettings(ProjectionSettings):
-    """GaLore-AdamW."""
-
-    beta1: float = hyper(0.9, "decay of the momentum", flags=("adam_beta1",))
-    beta2: float = hyper(0.999, "decay of the second moment")
-    eps: float = hyper(1e-6, "added to the root of the second moment")
-
-
-@dataclass(frozen=True)
-class AdamW8bitSettings(AdamWSettings):
-    """GaLore-AdamW with 8-bit moments."""
-
-    eps: float = hyper(1e-8, "added to the root of the bias-corrected second moment")
-
-
-@dataclass(frozen=True)
-class AdafactorSettings(ProjectionSettings):
-    """GaLore-Adafactor."""
-
-    beta1: float = hyper(0.0, "decay of the average of updates; 0 keeps none", flags=("adam_beta1",))
-
-
-@dataclass(frozen=True)
-class LionSettings(ProjectionSettings):
-    """GaLore-Lion."""
-
-    beta1: float = hyper(0.9, "weight of the momentum in the step", flags=("adam_beta1",))
-    beta2: float = hyper(0.99, "decay of the momentum")
-
-
-def _build(kind: Callable[..., ProjectedOptimizer]) -> Build:
-    def build(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> ProjectedOptimizer:
-        settings = dict(settings)
-        group = {k: settings.pop(k) for k in ("rank", "update_proj_gap", "proj_type", "basis_method", "rotate_moments")}
-        group["scale"] = settings.pop("galore_scale")
-        group["proj_orthogonality"] = settings.pop("proj_orthogonality")
-        if "beta2" in settings:
-            settings["betas"] = (settings.pop("beta1"), settings.pop("beta2"))
-        blocks = Route("attention and MLP linears", lambda p: p.block and p.tensor.ndim == 2, group)
-        groups = param_groups(model, [blocks, Route("rest", everything)])
-        return kind(groups, lr=lr, **settings, **options)
-
-    return build
-
-
-def _register(name: str, what: str, settings: type, kind: type[ProjectedOptimizer], **presets: Any) -> None:
-    description = f"GaLore and Online Subspace Descent (--proj_type continuous...) with {what}"
-    register(Method(name, description, settings, _build(kind), presets=presets))
-
-
-_register("galore_adamw", "AdamW", AdamWSettings, GaLoreAdamW)
-_register("galore_adafactor", "Adafactor", AdafactorSettings, GaLoreAdafactor)
-_register("galore_lion", "Lion", LionSettings, GaLoreLion)
-_register("galore_adamw8bit", "8-bit AdamW", AdamW8bitSettings, GaLoreAdamW8bit, state_dtype="int8")
-_register(
-    "galore_adamw8bit_per_layer",
-    "8-bit AdamW, updated layer by layer inside the backward pass",
-    AdamW8bitSettings,
-    GaLoreAdamW8bit,
-    state_dtype="int8",
-    per_layer=True,
-)

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from .engine.optimizer import EngineOptimizer
-from .engine.registry import Method, hyper, register
-from .engine.routing import Route, everything, param_groups
+from .engine.registry import Method, hyper, register, with_betas
+from .engine.routing import BODY_MATRICES, Route, body_matrix, everything, param_groups
 from .engine.rule import Bases, Decay, Scalars, State, StateSpec, UpdateRule
 from .primitives import moments
 from .primitives import projection as pr
@@ -180,7 +180,7 @@ class LDAdamW(EngineOptimizer):
             group["eps"],
             group["proj_method"],
             group["error_feedback"],
-            narrow=param.dtype == torch.bfloat16 and self.options.state_dtype != "float32",
+            narrow=self.takes_narrow_products(param),
         )
 
 
@@ -214,11 +214,9 @@ class LDAdamSettings:
 
 
 def _build(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> LDAdamW:
-    settings = dict(settings)
-    betas = (settings.pop("beta1"), settings.pop("beta2"))
-    blocks = Route("attention and MLP linears", lambda p: p.block and p.tensor.ndim == 2, {"enable_lowrank": True})
+    blocks = Route(BODY_MATRICES, body_matrix, {"enable_lowrank": True})
     groups = param_groups(model, [blocks, Route("rest", everything, {"enable_lowrank": False})])
-    return LDAdamW(groups, lr=lr, betas=betas, **settings, **options)
+    return LDAdamW(groups, lr=lr, **with_betas(settings), **options)
 
 
 register(

@@ -11,7 +11,7 @@ projector:
     right: R = G P'/g, S = R'G/g, grad f = 2 [(R'R) P + (PP' - 2I) S]
     left:  R = P'G/g, S = G R'/g, grad f = 2 [P (RR') + S (P'P - 2I)],    g = ||G||_F; g = 0 gives 0.
 
-Its terms cancel, so products are float32 with TF32 off (in bfloat16, 77% of the signs are right).
+Its terms cancel, so these products and R's are float32 with TF32 off (in bfloat16, 77% of the signs are right).
 
 The paper adds lambda ||PP' - I||^2, which the release omits: `proj_orthogonality`, default 0. Optimizers of P, by
 proj_type suffix: none (AdamW, torch's defaults, weight decay 0.01 included), `_adam8bit`, `_lion`, `_adafactor`,
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from .engine.rule import Scalars, State, StateSpec
 from .galore import PROJECTIONS, ProjectedStep, projection_fields, side_of
+from .primitives import projection as pr
 from .primitives.products import product
 from .primitives.steps import AdafactorStep, AdamStep, LionStep, SGDStep, WeightStep
 
@@ -74,6 +75,9 @@ class OnlineSubspaceStep(ProjectedStep):
 
     def due(self, step: int, offset: int) -> bool:
         return False
+
+    def compress(self, grad: Tensor, state: State) -> Tensor:
+        return pr.project(grad, state["basis"], self.side)  # never narrow: `basis_gradient` needs it
 
     def learn(self, grad: Tensor, compressed: Tensor, state: State, s: Scalars, first: bool) -> None:
         if first:

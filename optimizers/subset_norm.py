@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from .engine.optimizer import EngineOptimizer
-from .engine.registry import Build, Method, hyper, register
+from .engine.registry import Build, Method, hyper, register, with_betas
 from .engine.routing import Route, everything, param_groups
 from .engine.rule import Scalars, State, StateSpec, UpdateRule
 from .primitives import moments
@@ -189,9 +189,7 @@ def _linears(model: nn.Module) -> list[dict[str, Any]]:
 
 def _build(kind: type[AdamWSN] | type[AdamWSNG]) -> Build:
     def build(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> EngineOptimizer:
-        settings = dict(settings)
-        betas = (settings.pop("beta1"), settings.pop("beta2"))
-        return kind(_linears(model), lr=lr, betas=betas, **settings, **options)
+        return kind(_linears(model), lr=lr, **with_betas(settings), **options)
 
     return build
 

@@ -80,8 +80,7 @@ def _parser() -> FlagParser:
     parser.add_argument(
         "--config",
         metavar="run.json",
-        help="start from a saved configuration (run.json of a run's folder); "
-        "flags typed beside it override it",
+        help="start from a saved configuration (run.json of a run's folder); flags typed beside it override it",
     )
     return parser
 
@@ -126,8 +125,7 @@ def _stated(parser: FlagParser, content: Any, typed: Mapping[str, Any]) -> dict[
     saved = parser.read(_as_arguments(content))
     if "optimizer_file" in saved and "optimizer_file" not in typed:
         raise UsageError(
-            "the saved run used a method of its own; "
-            f"type --optimizer_file {saved['optimizer_file']} to run that code"
+            f"the saved run used a method of its own; type --optimizer_file {saved['optimizer_file']} to run that code"
         )
     return {name: value for name, value in saved.items() if value != parser.fields[name].default}
 

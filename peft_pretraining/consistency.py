@@ -90,8 +90,6 @@ def _check_processes(config: RunConfig, world_size: int) -> None:
         raise UsageError(
             f"--single_gpu runs one process, but torchrun started {world_size}: leave it out, or use --nproc_per_node 1"
         )
-    if config.parallel.single_gpu and config.parallel.parallel == "fsdp":
-        raise UsageError("--parallel fsdp shards over a process group, which --single_gpu does not start: drop one")
     if config.parallel.parallel == "fsdp" and world_size > 1 and config.logging.log_details:
         raise UsageError(
             "--log_details looks at whole layers, and --parallel fsdp leaves each process a shard of them: "

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -23,10 +24,16 @@ def load_checkpoint(
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"{folder}: the checkpoint cannot be read ({reason}). Use another one") from error
-    return nn.Module.to(model, device).eval(), tokenizer
+    try:
+        return nn.Module.to(model, device).eval(), tokenizer
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"--device {device}: torch cannot use it here ({reason}). Give cpu, or leave it out"
+        ) from error
 
 
 def continue_text(

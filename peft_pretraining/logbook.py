@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import Counter
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from optimizers.engine.sharding import local
 from peft_pretraining.checkpoint import METRICS
+from peft_pretraining.checkpoint.folder import folder_of
 from peft_pretraining.errors import UsageError
 from peft_pretraining.evaluation import Evaluation
 from peft_pretraining.figures import draw_loss_curve
@@ -20,8 +22,6 @@ from peft_pretraining.tracking import Tracker, start_tracker
 from peft_pretraining.training import StepResult
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from peft_pretraining.run import Run
 
 SUMMARY, LOSS_CURVE = "summary.json", "loss.png"
@@ -66,7 +66,7 @@ class Logbook:
     def _open(self) -> None:
         run = self._run
         source = run.config.checkpoint.continue_from
-        history = None if source in (None, "auto") else _folder_of(source) / METRICS
+        history = None if source in (None, "auto") else folder_of(Path(source)) / METRICS
         try:
             self._metrics.continue_after(run.progress.update, history)
         except OSError as error:
@@ -83,6 +83,7 @@ class Logbook:
 
     def update(self, result: StepResult) -> None:
         """Reports an update."""
+        self._pass_on_warnings()  # of every process: each refreshes bases of its own
         if not self._run.world.is_main:
             return
         speed = result.tokens / result.seconds
@@ -102,7 +103,6 @@ class Logbook:
         if result.skipped:
             record["skipped"] = True
         self._write(record | result.details)
-        self._pass_on_warnings()
         self._bar.update()
         self._bar.set_postfix(
             {"loss": f"{result.loss:.3f}", "lr": f"{result.lr:.2e}", "tokens/s": f"{speed:,.0f}"},
@@ -185,10 +185,3 @@ def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of the state tensors on this process; tables that several share count once."""
     tensors = [local(t) for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
     return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
-
-
-def _folder_of(source: str) -> "Path":
-    from pathlib import Path
-
-    path = Path(source)
-    return path.parent if path.name.startswith("model_") else path

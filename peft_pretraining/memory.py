@@ -19,7 +19,7 @@ from peft_pretraining.config import RunConfig
 from peft_pretraining.errors import UsageError
 from peft_pretraining.memory_ledger import Account
 from peft_pretraining.memory_prediction import STATE, predict
-from peft_pretraining.optimizing import applicable, chosen_method, method_flags
+from peft_pretraining.optimizing import chosen_method, spellings
 
 GB = 2**30
 RESERVE = 1.0
@@ -93,7 +93,8 @@ def row(name: str, account: Account) -> str:
 
 def words_for(method: registry.Method, words: Sequence[str]) -> list[str]:
     """The command line for one method: without the flags, and their values, that only other methods have."""
-    foreign, kept, skipping = set(method_flags()) - set(applicable(method)), [], False
+    foreign = {name for other in registry.methods() for name in spellings(other)} - spellings(method)
+    kept, skipping = [], False
     for word in words:
         if word.startswith("--"):
             name = word[2:].partition("=")[0].replace("-", "_")

@@ -1,21 +1,16 @@
-"""Models as ordinary Hugging Face folders: written for anybody's tools, read back strictly."""
+"""Models as ordinary Hugging Face folders, for anybody's tools."""
 
 import copy
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from peft_pretraining.errors import UsageError
 from peft_pretraining.model import PretrainingLlama
 
 WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 
 
 def save_model(
@@ -46,52 +41,3 @@ def save_model(
     GenerationConfig.from_model_config(config).save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-
-
-@torch.no_grad()
-def load_model_weights(model: PretrainingLlama, folder: str | Path) -> None:
-    """Copies every weight of a Hugging Face LLaMA folder into `model` (not sharded yet), whatever their
-    dtypes.
-
-    Raises UsageError for a folder without weights, a damaged file, or a checkpoint of another model: the
-    message names the first tensor that differs. The model is then partly overwritten.
-    """
-    parameters = dict(model.named_parameters())
-    missing = dict.fromkeys(parameters)
-    for name, saved in _saved_tensors(Path(folder)):
-        if name == "lm_head.weight" and model.config.tie_word_embeddings:
-            continue
-        wanted = parameters.get(name)
-        if wanted is None:
-            _refuse(folder, f"has a tensor {name} {tuple(saved.shape)} that the model lacks")
-        elif wanted.shape != saved.shape:
-            _refuse(folder, f"{name} is {tuple(saved.shape)} there and {tuple(wanted.shape)} in the model")
-        else:
-            wanted.copy_(saved)
-            del missing[name]
-    if missing:
-        _refuse(folder, f"lacks {next(iter(missing))}")
-
-
-def _refuse(folder: str | Path, difference: str) -> None:
-    raise UsageError(
-        f"{folder}: a checkpoint of another model: {difference}. "
-        "Give the --model_config the checkpoint was trained with, or the checkpoint of this model"
-    )
-
-
-def _saved_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor, one at a time, of one safetensors file or of the several that an index lists."""
-    index = folder / _INDEX
-    try:
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [WEIGHTS]
-        for shard in shards:
-            with safe_open(folder / shard, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (not a mapping)
-                    yield name, file.get_tensor(name)
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"{folder}: no model here ({error.filename or WEIGHTS} is missing). Give a model_N folder"
-        ) from error
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise UsageError(f"{folder}: damaged model file ({error}). Use an earlier checkpoint") from error

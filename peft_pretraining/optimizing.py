@@ -17,8 +17,6 @@ from optimizers.engine.options import EngineOptions
 from peft_pretraining.config import flag
 from peft_pretraining.errors import UsageError
 
-_HYPERPARAMETERS, _ENGINE = "hyperparameters of the optimizer", "engine (every method)"
-
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -117,8 +115,17 @@ def load_method_file(path: str) -> None:
 
 def applicable(method: registry.Method) -> list[str]:
     """Names of the flags that a method takes."""
+    return [field.name for field in _fields(method)] + list(synonyms(method).values())
+
+
+def spellings(method: registry.Method) -> set[str]:
+    """The flags that a method takes, under all their names."""
+    return {*applicable(method), *(name for field in _fields(method) for name in _other_names(field))}
+
+
+def _fields(method: registry.Method) -> list[Any]:
     kinds = (method.hyperparameters, EngineOptions) if method.engine else (method.hyperparameters,)
-    return [field.name for kind in kinds for field in dataclasses.fields(kind)] + list(synonyms(method).values())
+    return [field for kind in kinds for field in dataclasses.fields(kind)]
 
 
 def method_flags() -> list[str]:

@@ -174,9 +174,10 @@ def _build_optimizer(config: RunConfig, model: PretrainingLlama) -> torch.optim.
         optimizer = build_optimizer(chosen.optimizer, model, chosen.lr, **chosen.arguments())
         if getattr(optimizer, "per_layer", False):
             # Refuses what it cannot accumulate.
-            optimizer.begin_update(config.training.gradient_accumulation or 1)  # type: ignore[attr-defined]
-            if config.training.grad_clipping > 0:
-                logger.info("--grad_clipping {} limits the norm of each parameter", config.training.grad_clipping)
+            clipping = config.training.grad_clipping
+            optimizer.begin_update(config.training.gradient_accumulation or 1, clipping)  # type: ignore[attr-defined]
+            if clipping > 0:
+                logger.info("--grad_clipping {} limits the norm of each parameter", clipping)
     except (ValueError, ImportError) as error:
         raise UsageError(f"--optimizer {chosen.optimizer}: {error}") from error
     if hasattr(optimizer, "trusts_gradients"):

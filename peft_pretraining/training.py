@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from peft_pretraining.progress import Progress
     from peft_pretraining.run import Run
 
-_FEWEST_LOSSES = 20  # a mean and a deviation of fewer say little about a spike
+FEWEST_LOSSES = 20  # a mean and a deviation of fewer say little about a spike
 
 _COUNTS = (
     "batch_size",
@@ -72,15 +72,20 @@ class TrainingConfig:
             if value is not None and value < 1:
                 raise UsageError(f"--{name} {value}: give at least 1")
         for name in ("grad_clipping", "max_bad_steps", "spike_window", "seed"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise UsageError(f"--{name} {getattr(self, name)}: give 0 or more")
-        if self.spike_zscore <= 0:
+        if 0 < self.spike_window < FEWEST_LOSSES:
+            raise UsageError(
+                f"--spike_window {self.spike_window}: give at least {FEWEST_LOSSES} updates to judge by, or 0 for none"
+            )
+        if not self.spike_zscore > 0:
             raise UsageError(f"--spike_zscore {self.spike_zscore}: give a number above 0")
 
 
 @dataclass(frozen=True)
 class StepResult:
     """One update. loss: nats a token over the whole update, before it. grad_norm: before clipping.
+    Where gradients travel projected between processes, it is the norm of what travelled: of the projections.
 
     tokens: real input tokens of all processes. skipped: nothing was changed, because the loss or the norm was
     not finite. bytes_sent: of gradients and bases, by this process. phases: seconds by part of the update,
@@ -196,7 +201,10 @@ def _update_weights(run: "Run", loss_sum: Tensor, clock: PhaseClock) -> tuple[fl
     loss, bad, stops = _sum(run, facts, clock).tolist()
     run.stopping = stops > 0
     if norm is None:
-        optimizer.step()
+        if math.isfinite(loss):
+            optimizer.step()
+        else:
+            optimizer.abandon_update()  # type: ignore[attr-defined]
         return loss, None
     good = math.isfinite(loss) and not bad
     if good and run.replicated:
@@ -283,7 +291,7 @@ def _judge(run: "Run", result: StepResult) -> None:
             )
         return
     window = progress.recent_losses
-    if len(window) >= _FEWEST_LOSSES and (spread := pstdev(window)) > 0:
+    if len(window) >= FEWEST_LOSSES and (spread := pstdev(window)) > 0:
         score = (result.loss - fmean(window)) / spread
         if score > config.spike_zscore:
             logger.warning(

@@ -16,9 +16,7 @@ OUTSIDE = ("benchmarks", "tests", "scripts")
 
 
 def method_files() -> dict[str, Path]:
-    return {
-        path.stem: path for path in OPTIMIZERS if path.parent.name == "optimizers" and path.stem != "__init__"
-    }
+    return {path.stem: path for path in OPTIMIZERS if path.parent.name == "optimizers" and path.stem != "__init__"}
 
 
 @pytest.mark.parametrize("package", ABOVE)
@@ -95,9 +93,7 @@ def test_the_library_prints_nothing(path: Path) -> None:
     """Only a file that is a command itself (`if __name__ == "__main__"`) writes to standard output."""
     code = tree(path)
     command = any(isinstance(node, ast.If) and "__main__" in ast.dump(node.test) for node in code.body)
-    prints = [
-        node.lineno for node in ast.walk(code) if isinstance(node, ast.Call) and called(node) == "print"
-    ]
+    prints = [node.lineno for node in ast.walk(code) if isinstance(node, ast.Call) and called(node) == "print"]
     assert command or prints == []
 
 

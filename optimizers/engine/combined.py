@@ -42,6 +42,10 @@ class CombinedOptimizer(torch.optim.Optimizer):
             state = {renumbered[i]: state_dict["state"][i] for i in ids if i in state_dict["state"]}
             part.load_state_dict({"state": state, "param_groups": local})
         self.param_groups = [group for part in self.parts for group in part.param_groups]
-        for part in self.parts:
-            self.state.update(part.state)
+        loaded: dict[Any, Any] = {}
+        for part in self.parts:  # the state of a part may still hold what the others had before
+            own = [p for group in part.param_groups for p in group["params"]]
+            loaded.update({p: part.state[p] for p in own if p in part.state})
             part.state = self.state
+        self.state.clear()
+        self.state.update(loaded)

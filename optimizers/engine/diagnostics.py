@@ -77,6 +77,10 @@ class Observer:
         self._figures: dict[str, Tensor] = {}
         self._bases = {m: _copies(m) for m in self.names if m.rule.refreshes and m.step}
 
+    def looks_at(self, managed: ManagedParameter) -> bool:
+        """Whether `watching` has anything to do at this parameter's next update."""
+        return self.whole or managed.refreshed_at == managed.step + 1
+
     @contextmanager
     def watching(self, managed: ManagedParameter, grad: Tensor | None) -> Iterator[None]:
         """Around the update of one parameter. grad: its whole gradient, where there is one."""

@@ -146,8 +146,9 @@ def refresh(managed: ManagedParameter, grad: Tensor | None, exchange: Exchange) 
     if sharding.is_sharded(managed.param):
         if grad is not None:
             managed.refresh_if_due(grad)
-        if managed.step == 0:
-            managed.settled = sharding.agree(bool(managed.settled), managed.placement)
+        # The others note it too: whether a refresh is due must be the same everywhere, for the next micro-batch.
+        agreed = managed.step > 0 or sharding.agree(bool(managed.settled), managed.placement)
+        managed.note_refresh(agreed)
         return
     assert grad is not None
     changed = torch.tensor([int(exchange.owner(managed.index) and managed.refresh(grad))], device=grad.device)

@@ -18,6 +18,10 @@ from .rule import Scalars, State, StateSpec, UpdateRule
 SLICE = 1 << 22
 """Elements that an eager update works on at once where it can: 16 MB in each float32 temporary."""
 
+TOGETHER, SMALL = 16, 1 << 20
+"""One compiled call updates up to TOGETHER tensors of one signature that have at most SMALL elements: the way through
+Python and the compiler's wrappers to a kernel costs half as much as the update of a 512 x 512 matrix."""
+
 
 @dataclass(frozen=True)
 class UpdateKernel:
@@ -34,6 +38,12 @@ class UpdateKernel:
     rounds_stochastically: bool
     part: int = 0
     state_part: int = 0
+
+    @property
+    def together(self) -> int:
+        """How many small tensors to compile one call for: several only where a graph is short and often used."""
+        rounds = self.rounds_stochastically or any(storage == "bfloat16" for _, _, storage in self.specs)
+        return 1 if self.first or rounds or self.rule.compresses or self.rule.moves else TOGETHER
 
     def __call__(
         self,
@@ -92,19 +102,43 @@ class UpdateKernel:
 _serial = itertools.count()
 
 
+class Program:
+    """A kernel compiled for one signature of shapes and dtypes; one graph for each number of calls made together.
+
+    Nothing is ever recompiled. A call is the arguments of `UpdateKernel`, as a tuple. together: most calls at once.
+    """
+
+    def __init__(self, kernel: UpdateKernel, signature: tuple) -> None:
+        self.kernel = kernel
+        shape, _, _, device = signature[0]
+        self._options = _options(device.type == "cpu")
+        self.together = kernel.together if shape.numel() <= SMALL else 1
+        self._compiled: dict[int, Callable[..., None]] = {}
+
+    def __call__(self, *calls: tuple) -> None:
+        """Make the updates of as many tensors."""
+        if len(calls) not in self._compiled:
+            self._compiled[len(calls)] = self._compile()
+        self._compiled[len(calls)](calls)
+
+    def _compile(self) -> Callable[..., None]:
+        kernel = self.kernel
+
+        def update(calls: tuple[tuple, ...]) -> None:
+            for call in calls:
+                kernel(*call)
+
+        # dynamo keys its cache by code object: without one of its own, every kernel would count as a recompilation.
+        own = types.FunctionType(
+            update.__code__.replace(co_name=f"update_{next(_serial)}"), globals(), None, None, update.__closure__
+        )
+        return torch.compile(own, fullgraph=True, dynamic=False, options=self._options)
+
+
 @functools.lru_cache(maxsize=4096)
-def compiled(kernel: UpdateKernel, signature: tuple) -> Callable[..., None]:
-    """The compiled kernel for one signature of shapes and dtypes: one graph each, so nothing is ever recompiled."""
-    on_cpu = signature[0][3].type == "cpu"
-
-    def update(*args: Any) -> None:
-        kernel(*args)
-
-    # dynamo keys its cache by code object: without one of its own, every kernel would count as a recompilation.
-    own = types.FunctionType(
-        update.__code__.replace(co_name=f"update_{next(_serial)}"), globals(), None, None, update.__closure__
-    )
-    return torch.compile(own, fullgraph=True, dynamic=False, options=_options(on_cpu))
+def program(kernel: UpdateKernel, signature: tuple) -> Program:
+    """The program of a kernel and a signature, the same one for all parameters that share them."""
+    return Program(kernel, signature)
 
 
 def _options(on_cpu: bool) -> dict[str, Any]:
@@ -115,6 +149,7 @@ def _options(on_cpu: bool) -> dict[str, Any]:
     """
     options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe, "size_asserts": False}
     options["realize_reads_threshold"] = 16
+    options["score_fusion_memory_threshold"] = 4096  # tensors that share only a step's few numbers stay apart
     if on_cpu:
         from .row_loops import KeepRowLoops  # imports the compiler, which takes a second
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import sharding, state_io
 from .distributed import Alone, Exchange
 from .options import EngineOptions
-from .parameter import ManagedParameter, Shared
+from .parameter import Batch, ManagedParameter, Shared
 from .per_layer import PerLayerUpdates
 from .roles import role_of
 from .rule import UpdateRule
@@ -42,6 +42,8 @@ class EngineOptimizer(torch.optim.Optimizer):
         self.trusts_gradients = False  # a loop that has looked at the norm sets it, and saves a wait for the device
         self.layers = PerLayerUpdates(self) if self.options.per_layer else None
         super().__init__(params, defaults)
+        if self.options.stagger_refresh and not any(m.rule.refreshes for m in self.managed.values()):
+            raise ValueError(f"stagger_refresh: {type(self).__name__} refreshes nothing; leave it out")
 
     def rule_for(self, group: dict[str, Any], param: Tensor) -> UpdateRule:
         """The rule of one parameter of a group."""
@@ -51,6 +53,11 @@ class EngineOptimizer(torch.optim.Optimizer):
     def warnings(self) -> Counter[str]:
         """What was borne instead of raised, with how often."""
         return self.shared.warnings
+
+    def takes_narrow_products(self, param: Tensor) -> bool:
+        """Whether large products of a projected parameter may take bfloat16 operands: weights and state are bfloat16
+        or less anyway."""
+        return param.dtype == torch.bfloat16 and self.options.state_dtype != "float32"
 
     @property
     def per_layer(self) -> bool:
@@ -93,19 +100,30 @@ class EngineOptimizer(torch.optim.Optimizer):
         if self.layers is not None:
             self.layers.close()
             return loss
+        batch = Batch()
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None or param in self.pending:
-                    self.update_parameter(param, param.grad, self.pending.pop(param, None))
+                    self.update_parameter(param, param.grad, self.pending.pop(param, None), batch)
+        batch.finish()
         return loss
+
+    def abandon_update(self) -> None:
+        """Close a per-layer update without making it, as far as it has not been made."""
+        assert self.layers is not None, "belongs to per_layer=True"
+        with torch.no_grad():
+            self.layers.abandon()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients, those that `distributed.synchronize` took from `.grad` too."""
         self.pending.clear()
         super().zero_grad(set_to_none)
 
-    def update_parameter(self, param: Tensor, grad: Tensor | None, compressed: Tensor | None = None) -> bool:
-        """Update one parameter from its gradient, or from what `distributed.synchronize` made of it.
+    def update_parameter(
+        self, param: Tensor, grad: Tensor | None, compressed: Tensor | None = None, batch: Batch | None = None
+    ) -> bool:
+        """Update one parameter from its gradient, or from what `distributed.synchronize` made of it; with a batch,
+        perhaps not before the batch is finished.
 
         Returns False when the update is put off because the rule's first refresh has not succeeded yet.
         """
@@ -122,7 +140,7 @@ class EngineOptimizer(torch.optim.Optimizer):
             return False
         if managed.rule.moves and not self.trusts_gradients and grad is not None and not managed.finite(grad):
             return False
-        managed.update(whole, compressed)
+        managed.update(whole, compressed, batch)
         return True
 
     @staticmethod
@@ -151,7 +169,7 @@ class EngineOptimizer(torch.optim.Optimizer):
         rates = {}
         for managed in self.managed.values():
             label = managed.group.get("route") or type(managed.rule).__name__
-            rates[label] = float(managed.group["lr"]) * getattr(managed.rule, "scale", 1.0)
+            rates[label] = float(managed.group["lr"]) * managed.rule.lr_factor
         return rates
 
     def routing_table(self) -> str:

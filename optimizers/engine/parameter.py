@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import execution, precision, sharding
-from .execution import ScalarCache, UpdateKernel, compiled, signature
+from .execution import Program, ScalarCache, UpdateKernel, program, signature
 from .options import EngineOptions
 from .rule import State, StateSpec, UpdateRule
 
@@ -52,11 +52,13 @@ class ManagedParameter:
             state,
         )
         self.rule = shared.rule_for(group, param)
+        if shared.options.execution == "compiled" and not self.rule.compilable:
+            shared.warnings[f"{type(self.rule).__name__} with these settings cannot be compiled and runs eagerly"] += 1
         self.specs = self._specs()
         self.placement = sharding.place(param, self.rule, self.specs, index, name)
         self.slices = sharding.slices(param.shape, self.rule, self.specs, self.placement, execution.SLICE)
-        stochastic = shared.options.weight_rounding == "stochastic"
-        self.draws = stochastic or any(storage == "bfloat16" for _, _, storage in self.specs)
+        self.rounds = shared.options.weight_rounding == "stochastic" and param.dtype == torch.bfloat16
+        self.draws = self.rounds or any(storage == "bfloat16" for _, _, storage in self.specs)
         if self.draws:
             precision.prepare_noise(param.device, [param.shape, *(spec.shape for _, spec, _ in self.specs)])
         self.settled: bool | None = None
@@ -171,13 +173,16 @@ class ManagedParameter:
         """What the rule needs of a gradient, float32; linear, so it may be accumulated and summed over processes."""
         return self.rule.compress(grad.float(), self.values())
 
-    def update(self, grad: Tensor | None, compressed: Tensor | None = None) -> None:
+    def update(self, grad: Tensor | None, compressed: Tensor | None = None, batch: Batch | None = None) -> None:
         """Update weight and state from the whole gradient, or from its compressed form, or (neither) from what was
-        accumulated in the rule's accumulator."""
-        if self.shared.observer is None:
+        accumulated in the rule's accumulator. A compiled update may wait in the batch for others like it."""
+        observer = self.shared.observer
+        if batch is not None and self._compiles() and (observer is None or not observer.looks_at(self)):
+            batch.add(self, self._kernel(self.step == 0, grad, compressed), self._call(grad, compressed))
+        elif observer is None:
             self._count(grad, compressed)
         else:
-            with self.shared.observer.watching(self, grad):
+            with observer.watching(self, grad):
                 self._count(grad, compressed)
 
     def _count(self, grad: Tensor | None, compressed: Tensor | None) -> None:
@@ -198,12 +203,27 @@ class ManagedParameter:
         if self.placement.mode == "owner":
             direction = None
             if self.placement.holds_state:
-                direction = kernel.direction(grad, compressed, self.stored(), *self._numbers(step, eager=True))
+                direction = self._direction(kernel, grad, compressed)
             local = sharding.scatter(direction, weight, self.param.shape, self.placement)
             values, seed = self._numbers(step, eager=True)
             kernel.write(weight, local, values, seed)
+        elif self._compiles():
+            kernel(self._call(grad, compressed))
         else:
-            kernel(weight, grad, compressed, self.stored(), *self._numbers(step, eager=not self._compiles()))
+            kernel(weight, grad, compressed, self.stored(), *self._numbers(step, eager=True))
+
+    def _call(self, grad: Tensor | None, compressed: Tensor | None) -> tuple:
+        """What a program takes for this parameter's next update."""
+        numbers = self._numbers(self.step + 1, eager=False)
+        return sharding.local(self.param), grad, compressed, self.stored(), *numbers
+
+    def _direction(self, kernel: UpdateKernel, grad: Tensor | None, compressed: Tensor | None) -> Tensor:
+        """The owner's direction; zero where a decomposition failed, because the others wait for one."""
+        try:
+            return kernel.direction(grad, compressed, self.stored(), *self._numbers(self.step + 1, eager=True))
+        except torch.linalg.LinAlgError:
+            self.shared.warnings[f"{self.name}: the SVD failed, this update leaves it alone"] += 1
+            return torch.zeros(self.param.shape, device=self.param.device)
 
     def _update_in_slices(self, step: int, grad: Tensor | None) -> None:
         """The eager update of a large tensor, some rows after others: float32 temporaries have the size of a slice."""
@@ -237,15 +257,40 @@ class ManagedParameter:
         decays = self.group["weight_decay"] != 0.0
         key = (first, decays, grad is None, compressed is None, number)
         if key not in self._kernels:
-            stochastic = self.shared.options.weight_rounding == "stochastic"
             place = self.placement
             parts = (place.part, place.state_part)
             if number is not None:
                 parts = (place.part * self.slices + number,) * 2
-            kernel = UpdateKernel(self.rule, self.specs, first, decays, stochastic, *parts)
+            kernel = UpdateKernel(self.rule, self.specs, first, decays, self.rounds, *parts)
             tensors = (sharding.local(self.param), grad, compressed)
-            self._kernels[key] = compiled(kernel, signature(*tensors)) if self._compiles() else kernel
+            self._kernels[key] = program(kernel, signature(*tensors)) if self._compiles() else kernel
         return self._kernels[key]
+
+
+class Batch:
+    """Compiled updates of one step, waiting for others of the same program; `finish` makes those still waiting."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Program, list[tuple[ManagedParameter, tuple]]] = {}
+
+    def add(self, managed: ManagedParameter, update: Program, call: tuple) -> None:
+        """Take an update; it is made as soon as there are enough of its kind."""
+        waiting = self._waiting.setdefault(update, [])
+        waiting.append((managed, call))
+        if len(waiting) >= update.together:
+            self._make(update, self._waiting.pop(update))
+
+    def finish(self) -> None:
+        """Make the remaining updates."""
+        for update, waiting in self._waiting.items():
+            self._make(update, waiting)
+        self._waiting.clear()
+
+    @staticmethod
+    def _make(update: Program, ready: list[tuple[ManagedParameter, tuple]]) -> None:
+        update(*(call for _, call in ready))
+        for managed, _ in ready:
+            managed.state["step"] += 1
 
 
 def group_signature(group: dict[str, Any]) -> tuple:

@@ -46,6 +46,11 @@ class PerLayerUpdates:
                 f"method needs the sum over {micro_batches}; use one micro-batch an update (a larger batch_size), a "
                 "projected or momentum-only method, or leave out per_layer"
             )
+        if micro_batches > 1 and max_norm > 0 and any(m.rule.accumulator for m in self.optimizer.managed.values()):
+            raise ValueError(
+                f"{type(self.optimizer).__name__}: per_layer adds each of {micro_batches} gradients to the state, so "
+                "the norm of their sum cannot be limited; use one micro-batch an update, or no clipping"
+            )
         self.micro_batches, self.max_norm = micro_batches, max_norm
         self.arrived.clear()
 
@@ -59,6 +64,22 @@ class PerLayerUpdates:
         for param, count in list(self.arrived.items()):
             if count < self.micro_batches:
                 self._finish(param, None)
+                if param.grad is not None:
+                    self._update(param, param.grad)
+                    param.grad = None
+        self._forget()
+
+    def abandon(self) -> None:
+        """End an update that must not be made: what was collected is dropped. Gradients that are in an accumulator
+        already cannot be taken out; such parameters are updated with what came."""
+        for param in list(self.arrived):
+            if self.optimizer.managed[param].rule.accumulator:
+                self._finish(param, None)
+                self.optimizer.warnings["parameters updated from a part of the micro-batches"] += 1
+            param.grad = None
+        self._forget()
+
+    def _forget(self) -> None:
         self.arrived.clear()
         self.sums.clear()
         if self.bad_gradients is not None and (count := int(self.bad_gradients)):
@@ -124,6 +145,7 @@ class PerLayerUpdates:
         elif managed.rule.compresses:
             compressed = self.sums.pop(param, None)
             learned = exchange.sum(grad) if managed.rule.learns and grad is not None else None
+            self._limit(learned, clip=False)
             if compressed is not None:
                 exchange.sum(compressed)
                 self._limit(compressed)

@@ -26,6 +26,12 @@ def hyper(default: Any, help: str, *, choices: tuple[str, ...] | None = None, fl
     return field(default=default, metadata={"help": help, "choices": choices, "flags": flags})
 
 
+def with_betas(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with beta1 and beta2 as the pair that optimizer classes call betas."""
+    rest = {k: v for k, v in settings.items() if k not in ("beta1", "beta2")}
+    return {**rest, "betas": (settings["beta1"], settings["beta2"])}
+
+
 @dataclass(frozen=True)
 class Method:
     """A method that `build_optimizer` and the command line can choose.

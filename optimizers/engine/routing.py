@@ -25,6 +25,15 @@ def everything(_: NamedParameter) -> bool:
     return True
 
 
+def body_matrix(parameter: NamedParameter) -> bool:
+    """Matches the weights of linear layers inside attention and MLP modules."""
+    return parameter.block and parameter.tensor.ndim == 2
+
+
+BODY_MATRICES = "attention and MLP linears"
+"""The label of routes with `body_matrix`."""
+
+
 def param_groups(model: nn.Module, routes: Sequence[Route]) -> list[dict[str, Any]]:
     """Parameter groups of a model with names.
 

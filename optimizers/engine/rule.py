@@ -60,6 +60,11 @@ class UpdateRule:
     accumulator: ClassVar[str | None] = None
     """A state tensor that can take gradients of micro-batches directly (see `accumulate`)."""
 
+    @property
+    def lr_factor(self) -> float:
+        """The constant that `direction` contains beside the method's own step, for reports of the applied rate."""
+        return 1.0
+
     def state(self, shape: torch.Size) -> dict[str, StateSpec]:
         """State tensors of a parameter of this shape, by name."""
         return {}

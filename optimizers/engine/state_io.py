@@ -29,7 +29,7 @@ def load_state_dict(optimizer: EngineOptimizer, state_dict: dict[str, Any]) -> N
     groups = [(p, group) for group in optimizer.param_groups for p in group["params"]]
     for param, group in groups:
         managed = optimizer.managed[param]
-        managed.group, managed.settled = group, None
+        managed.group, managed.settled, managed.refreshed_at = group, None, 0
         for name, tensor in saved[param].items():
             optimizer.state[param][name].copy_(tensor)
 

@@ -11,10 +11,8 @@ from ..engine.rule import Scalars
 
 
 def first_moment(state: dict[str, Tensor], grad: Tensor, beta1: float, name: str = "exp_avg") -> Tensor:
-    """E[grad]_beta1, in place; the gradient itself when beta1 is 0 and no average is kept."""
-    if beta1 == 0.0:
-        return grad
-    return state[name].lerp_(grad, 1.0 - beta1)
+    """E[grad]_beta1, in place; the gradient itself where no average is kept (beta1 0)."""
+    return state[name].lerp_(grad, 1.0 - beta1) if name in state else grad
 
 
 def second_moment(state: dict[str, Tensor], square: Tensor, beta2: float, name: str = "exp_avg_sq") -> Tensor:
@@ -23,7 +21,7 @@ def second_moment(state: dict[str, Tensor], square: Tensor, beta2: float, name: 
 
 
 def adam_scalars(step: int, beta1: float, beta2: float, correct_bias: bool = True) -> dict[str, float]:
-    """Bias corrections of Adam at update `step`: "step_size" = sqrt(c2)/c1, "inverse_c1" and "root_c2"."""
+    """Bias corrections of Adam at update `step`: "step_size" = sqrt(c2)/c1, "inverse_c1", "inverse_root_c2"."""
     c1 = 1.0 - beta1**step if correct_bias else 1.0
     c2 = 1.0 - beta2**step if correct_bias else 1.0
     return {"step_size": math.sqrt(c2) / c1, "inverse_c1": 1.0 / c1, "inverse_root_c2": 1.0 / math.sqrt(c2)}

@@ -42,9 +42,15 @@ def lift(coordinates: Tensor, basis: Tensor, side: Side, narrow: bool = False) -
 
 def singular_basis(matrix: Tensor, rank: int, side: Side) -> Tensor:
     """The leading singular vectors of the matrix by a full SVD; raises torch.linalg.LinAlgError."""
+    left, right = singular_bases(matrix, rank)
+    return right if side == "right" else left
+
+
+def singular_bases(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The leading left and right singular vectors by a full SVD; raises torch.linalg.LinAlgError."""
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
     r = clamp_rank(matrix.shape, rank)
-    return (vh[:r] if side == "right" else u[:, :r]).contiguous()
+    return u[:, :r].contiguous(), vh[:r].contiguous()
 
 
 def randomized_basis(matrix: Tensor, rank: int, side: Side, rng: torch.Generator, iterations: int = 1) -> Tensor:

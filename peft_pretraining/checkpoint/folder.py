@@ -94,13 +94,23 @@ class RunFolder:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder is a checkpoint (also one that was set aside or renamed), not a run folder."""
+    return _CHECKPOINT.fullmatch(path.name) is not None or (path / MANIFEST).exists()
+
+
+def folder_of(source: Path) -> Path:
+    """The run folder of a checkpoint; a run folder itself as it is."""
+    return source.parent if is_checkpoint(source) else source
+
+
 def choose_folder(config: CheckpointConfig, name: str | None) -> Path:
     """The run folder that the flags ask for; without --save_dir, a run is continued where it is."""
     if config.save_dir is not None:
         return Path(config.save_dir)
     if config.continue_from is not None:
         source = Path(config.continue_from)
-        return source.parent if _CHECKPOINT.fullmatch(source.name) else source
+        return folder_of(source)
     return Path("runs") / (name or time.strftime("%Y-%m-%d_%H-%M-%S"))
 
 
@@ -152,7 +162,7 @@ def find_checkpoint(config: CheckpointConfig, folder: RunFolder) -> Path | None:
     source = Path(config.continue_from)
     if not source.is_dir():
         raise UsageError(f"--continue_from {source}: there is no such folder")
-    if _CHECKPOINT.fullmatch(source.name) or (source / MANIFEST).exists():
+    if is_checkpoint(source):
         try:
             verify(source)
         except DamagedCheckpoint as error:

@@ -119,8 +119,9 @@ def finish_restore(
             optimizer.state[parameters[name]].update(values)
     for group, now, initial in zip(optimizer.param_groups, saved["groups"], saved["constructed_groups"], strict=True):
         for key, value in now.items():
-            # What updates have changed comes back; what they have not, is as the flags of this run say.
-            if key not in initial or initial[key] != value:
+            # What updates have changed comes back; what they have not, is as the flags of this run say. The rate of the
+            # first construction stays: Online Subspace Descent measures every later one by it.
+            if key not in initial or initial[key] != value or key == "base_lr":
                 group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
 
 

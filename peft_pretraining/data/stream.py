@@ -53,7 +53,6 @@ class Update:
 
     number: int
     micro_batches: list[Batch]
-    cursors: dict[int, dict[str, Any]]
 
 
 class TrainingData:
@@ -125,7 +124,7 @@ class TrainingData:
         for parcel in parcels:
             self._note(parcel)
         rows = Rows.concatenated([parcel.rows for parcel in parcels if parcel.rows is not None])
-        return Update(self._drawn, rows.batches(self._share.batch_size), dict(self._cursors))
+        return Update(self._drawn, rows.batches(self._share.batch_size))
 
     def _note(self, parcel: Parcel) -> None:
         for lane, cursor in (parcel.cursors or {}).items():

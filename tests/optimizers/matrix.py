@@ -74,8 +74,8 @@ def variants(method: str) -> list[str]:
 
 
 def engine_methods() -> list[str]:
-    """Methods that run on the engine, without names that only preset its options."""
-    return [m.name for m in registry.methods() if m.engine and not m.presets]
+    """Methods that run on the engine, without a name that only presets another setting of the matrix."""
+    return [m.name for m in registry.methods() if m.engine and not m.presets.get("per_layer")]
 
 
 def library_methods() -> list[str]:

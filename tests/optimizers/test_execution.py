@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import optimizers
+from optimizers.engine import execution as engine
 from tests.optimizers.matrix import Cell, engine_methods, learning_rate
 
 
@@ -53,6 +54,33 @@ def test_compiled_equals_eager_without_recompiling(method):
     # one graph a rule and shape for the first update, one for all later ones
     assert graphs <= 2 * len(list(model().parameters()))
     assert not torch._dynamo.utils.counters["recompiles"]
+
+
+def test_tensors_updated_together_get_the_bits_of_each_alone(monkeypatch):
+    """Twenty matrices of one shape: a full call, and one for those left over."""
+
+    def weights(together: int) -> list[torch.Tensor]:
+        monkeypatch.setattr(engine, "TOGETHER", together)
+        engine.program.cache_clear()
+        generator = torch.Generator().manual_seed(2)
+        parameters = [nn.Parameter(torch.randn(48, 64, generator=generator)) for _ in range(20)]
+        optimizer = optimizers.AdamWSN(
+            [{"params": parameters, "sn": True}], lr=1e-2, weight_decay=0.1, execution="compiled"
+        )
+        for _ in range(3):
+            for parameter in parameters:
+                parameter.grad = torch.randn(48, 64, generator=generator)
+            optimizer.step()
+        assert {int(optimizer.state[p]["step"]) for p in parameters} == {3}
+        return [p.detach() for p in parameters]
+
+    torch._dynamo.utils.counters.clear()
+    alone = weights(1)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # the first update, and all later ones
+    torch._dynamo.utils.counters.clear()
+    together = weights(16)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
 @pytest.mark.parametrize("state_dtype", ["bfloat16", pytest.param("int8", marks=pytest.mark.slow)])

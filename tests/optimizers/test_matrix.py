@@ -36,17 +36,21 @@ def test_covering_part(tmp_path):
 
 
 def test_accumulated_per_layer_updates(tmp_path):
-    """With several micro-batches: exact for momentum and error feedback, refused by name elsewhere."""
+    """With several micro-batches: exact for momentum and error feedback, the same on shards and replicas for
+    projections, refused by name elsewhere."""
     exact = [
         Cell(m, parallel=p, per_layer=True, micro_batches=2)
         for m in ("sgd_boost", "sgd", "ldadamw")
         for p in ("ddp", "fsdp")
     ]
+    projected = [Cell("galore_adamw", parallel=p, per_layer=True, micro_batches=2) for p in ("ddp", "fsdp")]
     refused = [Cell(m, per_layer=True, micro_batches=2) for m in ("adamw", "adamw_sn", "adam_mini", "lion")]
-    results = run([*exact, *refused], tmp_path, 2)
+    results = run([*exact, *refused, *projected], tmp_path, 2)
     check(exact, results[: len(exact)])
-    for cell, result in zip(refused, results[len(exact) :], strict=True):
+    for cell, result in zip(refused, results[len(exact) :], strict=False):
         assert "micro-batch" in result["refused"], cell
+    replicas, shards = results[-len(projected) :]  # off the ordinary run: a basis comes from the first micro-batch
+    assert replicas["deviation"] == pytest.approx(shards["deviation"], rel=1e-3)
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor, nn
 
 import optimizers
-from optimizers.engine import registry
 from tests.optimizers.matrix import BATCH, LENGTH, VOCABULARY, Cell, engine_methods, flatten, learning_rate, model
 
 UPDATES, MICRO_BATCHES = 12, 4
@@ -91,12 +90,66 @@ def test_accumulation_of_a_projected_method_keeps_projections_and_the_unprojecte
     assert not optimizer.layers.sums and all(p.grad is None for p in net.parameters())
 
 
-def test_names_that_preset_options_build_the_same_optimizer() -> None:
-    for method in registry.methods():
-        if not method.presets:
-            continue
-        plain = "galore_adamw"
-        named = optimizers.build_optimizer(method.name, model(), 1e-3, rank=8)
-        spelled = optimizers.build_optimizer(plain, model(), 1e-3, rank=8, **method.presets)
-        assert named.options == spelled.options
-        assert named.routing_table() == spelled.routing_table()
+def test_the_per_layer_name_builds_the_optimizer_it_names() -> None:
+    named = optimizers.build_optimizer("galore_adamw8bit_per_layer", model(), 1e-3, rank=8)
+    spelled = optimizers.build_optimizer("galore_adamw8bit", model(), 1e-3, rank=8, per_layer=True)
+    assert named.options == spelled.options and named.options.state_dtype == "int8"
+    assert [m.rule for m in named.managed.values()] == [m.rule for m in spelled.managed.values()]
+    assert [m.group["weight_decay"] for m in named.managed.values()] == [
+        m.group["weight_decay"] for m in spelled.managed.values()
+    ]
+
+
+def test_a_non_finite_gradient_does_not_reach_a_learning_basis() -> None:
+    net = model()
+    optimizer = optimizers.build_optimizer("galore_adamw", net, 1e-3, rank=8, proj_type="continuous", per_layer=True)
+    bad = next(p for p, m in optimizer.managed.items() if m.rule.learns)
+    for update, batch in enumerate(batches(3)):
+        optimizer.begin_update(2)
+        for part, rows in enumerate(batch.chunk(2)):
+            hook = bad.register_hook(lambda grad: grad * float("nan")) if (update, part) == (1, 1) else None
+            backward(net, rows)
+            if hook:
+                hook.remove()
+        optimizer.step()
+    assert sum(optimizer.warnings.values())
+    assert all(p.isfinite().all() for p in net.parameters())
+    assert all(t.isfinite().all() for state in optimizer.state.values() for t in state.values())
+
+
+def test_an_abandoned_update_changes_nothing_that_is_not_accumulated_in_the_state() -> None:
+    net = model()
+    optimizer = optimizers.build_optimizer("galore_adamw", net, 1e-3, rank=8, per_layer=True)
+    halves = [rows for batch in batches(3) for rows in batch.chunk(2)]
+    optimizer.begin_update(2)
+    for rows in halves[:2]:
+        backward(net, rows)
+    optimizer.step()
+    before = [t.clone() for t in (*net.parameters(), *(t for s in optimizer.state.values() for t in s.values()))]
+    optimizer.begin_update(2)
+    backward(net, halves[2])
+    optimizer.abandon_update()
+    after = [*net.parameters(), *(t for s in optimizer.state.values() for t in s.values())]
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    assert all(p.grad is None for p in net.parameters()) and not optimizer.layers.sums
+
+
+def test_parameters_without_every_micro_batch_are_updated_with_what_came() -> None:
+    """Projected or not; nothing is left for the next update."""
+    net = model()
+    optimizer = optimizers.build_optimizer("galore_adamw", net, 1e-3, rank=8, per_layer=True)
+    before = [p.detach().clone() for p in net.parameters()]
+    optimizer.begin_update(2)
+    backward(net, batches(1)[0])
+    optimizer.step()
+    assert not any(torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True))
+    assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("method", ["sgd", "sgd_boost", "ldadamw"])
+def test_clipping_of_gradients_that_are_summed_in_the_state_is_refused(method: str) -> None:
+    optimizer = optimizers.build_optimizer(method, model(), 1e-3, **Cell(method, per_layer=True).arguments())
+    optimizer.begin_update(1, max_norm=1.0)
+    optimizer.begin_update(2)
+    with pytest.raises(ValueError, match="cannot be limited"):
+        optimizer.begin_update(2, max_norm=1.0)

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 import optimizers
+from optimizers import galore
 from tests.optimizers.comparison import compare
 from tests.optimizers.makers import GALORE
 from tests.optimizers.models import tiny_llama
@@ -120,3 +121,66 @@ def test_one_element_and_prime_tensors_of_the_general_subset_norm_are_logged_onc
     with caplog.at_level("WARNING"):
         optimizers.AdamWSNG(weights, subset_size=5)
     assert len(caplog.records) == 1 and "13" in caplog.text
+
+
+def test_the_reported_rate_of_a_projected_sign_is_the_applied_one() -> None:
+    optimizer = optimizers.build_optimizer("galore_lion", tiny_llama(), 0.01, rank=4, galore_scale=0.25)
+    assert set(optimizer.effective_learning_rates().values()) == {0.01}
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "words"),
+    [
+        ("galore_adamw", {"proj_orthogonality": 0.1}, "continuous bases"),
+        ("galore_adamw", {"proj_type": "full", "proj_orthogonality": 0.1}, "continuous bases"),
+        ("galore_adafactor", {"rotate_moments": True}, "cannot be carried"),
+        ("adamw_sn", {"stagger_refresh": True}, "refreshes nothing"),
+        ("sgd", {"weight_decay": 0.1, "execution": "compiled"}, "use adamw or sgd_boost"),
+        ("adam", {"weight_decay": 0.1, "state_dtype": "int8"}, "use adamw or sgd_boost"),
+    ],
+)
+def test_settings_without_effect_are_refused(method: str, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        optimizers.build_optimizer(method, tiny_llama(), 1e-3, **arguments)
+
+
+@pytest.mark.parametrize("method", ["adam", "sgd"])
+def test_coupled_decay_in_float32_is_that_of_torch_and_its_memory_can_be_predicted(method: str) -> None:
+    assert type(optimizers.build_optimizer(method, tiny_llama(), 1e-3, weight_decay=0.1)).__module__.startswith("torch")
+    assert optimizers.build_optimizer(method, tiny_llama().to("meta"), 1e-3, weight_decay=0.1).state_bytes() > 0
+
+
+@pytest.mark.parametrize(("method", "arguments"), [("ldadamw", {"beta1": 0.0, "rank": 4}), ("lion", {"beta2": 0.0})])
+def test_an_average_with_beta_zero_is_the_last_gradient(method: str, arguments: dict[str, Any]) -> None:
+    """Where later mathematics reads it, it must be there."""
+    model = tiny_llama()
+    optimizer = optimizers.build_optimizer(method, model, 1e-3, **arguments)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    assert all(state["exp_avg"].any() for state in optimizer.state.values() if "exp_avg" in state)
+    if method == "lion":
+        assert all(torch.equal(optimizer.state[p]["exp_avg"], p.grad) for p in model.parameters())
+
+
+def test_a_failing_second_decomposition_leaves_both_bases(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = nn.Parameter(torch.randn(12, 9))
+    group = {"params": [weight], "rank": 3, "update_proj_gap": 1, "proj_type": "full", "basis_method": "randomized"}
+    optimizer = optimizers.GaLoreAdamW([group], lr=1e-2)
+    weight.grad = torch.randn(12, 9)
+    optimizer.step()
+    before = [optimizer.state[weight][name].clone() for name in ("basis", "basis_right")]
+    made, true_basis = [], galore.pr.randomized_basis
+
+    def fails_at_the_second(*arguments: Any) -> torch.Tensor:
+        made.append(arguments)
+        if len(made) == 2:
+            raise torch.linalg.LinAlgError
+        return true_basis(*arguments)
+
+    monkeypatch.setattr(galore.pr, "randomized_basis", fails_at_the_second)
+    weight.grad = torch.randn(12, 9)
+    optimizer.step()
+    assert len(made) == 2 and sum(optimizer.warnings.values())
+    after = [optimizer.state[weight][name] for name in ("basis", "basis_right")]
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))

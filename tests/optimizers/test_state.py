@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import optimizers
 from tests.optimizers.makers import CONTINUOUS, GALORE, METHODS, PROJ_METHODS, PROJECTIONS
@@ -257,3 +259,21 @@ def test_initial_learning_rate_of_a_continuous_basis_is_saved(kind: str) -> None
             step(optimizer, weights, gradients_of(update, weights))
     assert torch.equal(straight[0], resumed[0])
     assert_equal_states(one, two)
+
+
+@pytest.mark.parametrize("at", [0, 2])
+@pytest.mark.parametrize("name", ["sgd_boost", "ldadamw", "galore_adamw", "muon"])
+def test_an_optimizer_that_has_run_can_be_rolled_back(name: str, at: int) -> None:
+    """The same updates from a loaded state as after the first time there, also across the refresh before update 3."""
+    model = tiny_llama()
+    settings = {"galore_adamw": {"rank": 4, "update_proj_gap": 2}, "ldadamw": {"rank": 4}}.get(name, {})
+    optimizer = optimizers.build_optimizer(name, model, 1e-3, **settings)
+    train(model, optimizer, 0, at)
+    weights, state = parameters_to_vector(model.parameters()).detach().clone(), copy.deepcopy(optimizer.state_dict())
+    train(model, optimizer, at, at + 3)
+    once = parameters_to_vector(model.parameters()).detach().clone()
+    assert not torch.equal(once, weights)
+    vector_to_parameters(weights.clone(), model.parameters())
+    optimizer.load_state_dict(state)
+    train(model, optimizer, at, at + 3)
+    assert torch.equal(parameters_to_vector(model.parameters()).detach(), once)

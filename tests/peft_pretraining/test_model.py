@@ -10,9 +10,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from peft_pretraining.attention import short_attention
-from peft_pretraining.errors import UsageError
 from peft_pretraining.model import ModelConfig, PretrainingLlama, build_model
-from peft_pretraining.model_folder import load_model_weights, save_model
+from peft_pretraining.model_folder import save_model
 from peft_pretraining.padding import token_layout
 from tests.peft_pretraining.tiny import padded_rows, tiny_model, write_config
 
@@ -210,43 +209,6 @@ def test_saved_folder_is_an_ordinary_llama(tmp_path: Path, shape: str) -> None:
     assert loaded.config.architectures == ["LlamaForCausalLM"]
     weights = dict(loaded.named_parameters())
     assert all(torch.equal(weights[name], weight) for name, weight in model.named_parameters())
-    fresh = build_model(ModelConfig(str(tmp_path / "saved")), "cpu", seed=5)
-    load_model_weights(fresh, tmp_path / "saved")
-    assert all(torch.equal(fresh.state_dict()[name], weight) for name, weight in model.state_dict().items())
-
-
-def test_a_folder_of_several_files_loads_too(tmp_path: Path) -> None:
-    model = tiny_model(tmp_path)
-    save_model(model, tmp_path / "saved")
-    AutoModelForCausalLM.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "many", max_shard_size="20KB")
-    assert (tmp_path / "many/model.safetensors.index.json").exists()
-    fresh = tiny_model(tmp_path, seed=5)
-    load_model_weights(fresh, tmp_path / "many")
-    assert torch.equal(fresh.state_dict()["lm_head.weight"], model.state_dict()["lm_head.weight"])
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"hidden_size": 40}, "lm_head.weight is (96, 32) there and (96, 40) in the model"),
-        ({"num_hidden_layers": 1}, "layers.1"),
-        ({"num_hidden_layers": 3}, "lacks model.layers.2"),
-    ],
-)
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
-    save_model(tiny_model(tmp_path), tmp_path / "saved")
-    with pytest.raises(UsageError) as error:
-        load_model_weights(tiny_model(tmp_path, changes), tmp_path / "saved")
-    assert words in str(error.value)
-
-
-def test_a_missing_or_damaged_model_file_is_refused(tmp_path: Path) -> None:
-    model = tiny_model(tmp_path)
-    with pytest.raises(UsageError, match=r"model\.safetensors is missing"):
-        load_model_weights(model, tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"not weights")
-    with pytest.raises(UsageError, match="damaged"):
-        load_model_weights(model, tmp_path)
 
 
 def test_meta_device_holds_shapes_only(tmp_path: Path) -> None:
