@@ -43,9 +43,9 @@ _SHARED = (
     "--eval_every 1000 --max_length 256"
 )
 TRAINING = {
-    "llama_60m": "--batch_size 128 --optimizer adamw_sn --compile_model",
-    "llama_350m": "--batch_size 64 --optimizer adamw_sn --compile_model",
-    "llama_1b": "--batch_size 32 --optimizer adamw_sn --compile_model",
+    "llama_60m": "--batch_size 128 --optimizer adamw_sn --compile_model --execution compiled",
+    "llama_350m": "--batch_size 64 --optimizer adamw_sn --compile_model --execution compiled",
+    "llama_1b": "--batch_size 32 --optimizer adamw_sn --compile_model --execution compiled",
 }
 PER_LAYER = {
     "galore_adamw8bit_per_layer": "--optimizer galore_adamw8bit_per_layer --rank 1024 --batch_size 16",

@@ -3,7 +3,8 @@
     python -m benchmarks.optimizer_step [--repeats 9] [--threads 2] [--cases adamw_sn,...] [--decoder_alone]
 
 Peers: torch's fused AdamW for methods that move bytes, the plain transcriptions of plain_optimizers.py for those that
-multiply matrices. Repeats are interleaved, so a busy machine slows neighbours alike; the figure is the median of paired
+multiply matrices; in float32 also the released packages adam-mini, galore-torch and sgd-sai (extra `test`), where a
+method has one. Repeats are interleaved, so a busy machine slows neighbours alike; the figure is the median of paired
 ratios. Beside it: the bound, from bytes moved at the bandwidth of an in-place pass in the same repeats, and products
 at the measured rate.
 The speed-up of GaLore is amortised: each step bears 1/200 of a refresh, full SVD for the peer, randomized for ours.
@@ -108,6 +109,31 @@ def plain(name: str, dtype: torch.dtype, ends: bool) -> Callable[[], object]:
     return step
 
 
+def packaged(name: str) -> Callable[[], object]:
+    """The released package of a method's authors, float32. Raises ImportError without it."""
+    model = Shapes(torch.float32)
+    if name == "adam_mini":
+        from adam_mini import Adam_mini
+
+        sizes = {"dim": HIDDEN, "n_heads": 8, "n_kv_heads": 8}
+        return Adam_mini(list(model.named_parameters()), lr=1e-5, weight_decay=0.0, verbose=False, **sizes).step
+    if name == "sgd_boost":
+        from sgd_sai import SGD_sai
+
+        optimizer = SGD_sai(model.parameters(), lr=1e-5, weight_decay=0.0)
+        optimizer.warmup_step()
+        return optimizer.step
+    from galore_torch import GaLoreAdamW
+
+    low = {"rank": RANK, "update_proj_gap": 10**9, "scale": 0.25, "proj_type": "std"}
+    rest = [p for n, p in model.named_parameters() if not n.startswith("layers.")]
+    groups = [{"params": rest}, {"params": list(model.layers.parameters()), **low}]
+    return GaLoreAdamW(groups, lr=1e-5, weight_decay=0.0, no_deprecation_warning=True).step
+
+
+PACKAGES = {"adam_mini": "package adam-mini", "sgd_boost": "package sgd-sai", "galore": "package galore-torch"}
+
+
 def bound_seconds(name: str, optimizer: optimizers.EngineOptimizer, limits: dict[str, float]) -> dict[str, float]:
     """The least time: bytes of weights (twice), gradients and state (twice) over the bandwidth, and large products over
     the rate of products."""
@@ -146,11 +172,22 @@ def stream() -> None:
 
 
 def compare(
-    name: str, dtype: torch.dtype, ends: bool, repeats: int, limits: dict[str, float], clock: Callable[[], float]
+    name: str,
+    dtype: torch.dtype,
+    ends: bool,
+    repeats: int,
+    limits: dict[str, float],
+    clock: Callable[[], float],
+    package: bool = False,
 ) -> dict[str, Any]:
-    """Paired times of a method and its peer."""
+    """Paired times of a method and its peer, or its authors' package."""
     optimizer = ours(name, dtype, ends)
-    peer = fused_adamw(dtype) if name in ELEMENTWISE else plain(name, dtype, ends)
+    if package:
+        peer, peer_name = packaged(name), PACKAGES[name]
+    elif name in ELEMENTWISE:
+        peer, peer_name = fused_adamw(dtype), "torch fused AdamW"
+    else:
+        peer, peer_name = plain(name, dtype, ends), f"plain {name}"
     started = time.perf_counter()
     optimizer.step()
     optimizer.step()
@@ -164,7 +201,7 @@ def compare(
     return {
         "method": name + ("" if ends else ", decoder alone"),
         "dtype": str(dtype).removeprefix("torch."),
-        "peer": "torch fused AdamW" if name in ELEMENTWISE else f"plain {name}",
+        "peer": peer_name,
         "ratio": median_ratio(times["mine"], times["peer"]),
         "milliseconds": milliseconds,
         "seconds_of_first_two": cold,
@@ -226,6 +263,9 @@ def main() -> None:
                 amortise(row, refresh)
             rows.append(row)
             print_row(row)
+            if dtype == torch.float32 and name in PACKAGES:
+                rows.append(compare(name, dtype, True, arguments.repeats, limits, clock, package=True))
+                print_row(rows[-1])
             content = {"clock": clock.__name__, "limits": limits, "refresh_seconds": refresh, "rows": rows}
             write_result(arguments.name, content)  # after each: a run of all takes long
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def optimizer_step(result: Result) -> str:
     words = f"{refresh['svd']:.2f} s by SVD one by one, {refresh['randomized']:.2f} s randomized ({ratio} times faster)"
     _bars(
         "optimizer_step",
-        [f"{r['method']} {'fp32' if r['dtype'] == 'float32' else 'bf16'}" for r in result["rows"]],
+        [_bar_label(row) for row in result["rows"]],
         [r["ratio"] for r in result["rows"]],
         "time of a step / time of its peer",
     )
@@ -69,19 +70,56 @@ def training(result: Result) -> str:
     return f"{table(head, rows)}\n\n{_stamp(result)}"
 
 
+GOALS = (
+    *((name, "float32", "time", 1.0) for name in ("adamw_sn", "adam_mini")),
+    ("sgd_boost", "float32", "time", 0.8),
+    ("rmsprop_sn", "float32", "time", 0.65),
+    *((name, "bfloat16", "time", 1.5) for name in ("adamw_sn", "adam_mini", "sgd_boost")),
+    *(("galore", dtype, "speed-up", goal) for dtype, goal in (("float32", 1.6), ("bfloat16", 2.5))),
+    *(("continuous", dtype, "speed-up", goal) for dtype, goal in (("float32", 3.5), ("bfloat16", 4.0))),
+    *(("ldadam", dtype, "speed-up", goal) for dtype, goal in (("float32", 1.5), ("bfloat16", 3.0))),
+)
+"""What an optimizer step should reach: method, weights, figure, bound (of time from above, of speed-up from below)."""
+
+
+def goals(result: Result) -> str:
+    """What was aimed at, and what was measured."""
+    rows = []
+    for method, dtype, figure, goal in GOALS:
+        found = [r for r in result["rows"] if (r["method"], r["dtype"]) == (method, dtype)]
+        row = next((r for r in found if not r["peer"].startswith("package")), None)
+        if row is None:
+            continue
+        value = row["ratio"] if figure == "time" else row.get("speedup_amortised", 1 / row["ratio"])
+        met = value <= goal if figure == "time" else value >= goal
+        sign = "at most" if figure == "time" else "at least"
+        rows.append([method, dtype, f"{figure} {sign} {goal}", f"{value:.2f}", "yes" if met else "no"])
+    bases = result["refresh_seconds"]["svd"] / result["refresh_seconds"]["randomized"]
+    rows.append(["bases of the model", "float32", "speed-up at least 8", f"{bases:.1f}", "yes" if bases >= 8 else "no"])
+    return table(["step", "weights", "goal", "measured", "met"], rows)
+
+
 def whole_run(result: Result) -> str:
     """Data, evaluation, start, bytes between processes, growth with size."""
     parts, lines = result["parts"], []
     if data := parts.get("data"):
-        waits = sorted(data["data_share"])
-        lines.append(f"- Waiting for data: {waits[len(waits) // 2]:.2%} of an update (median; worst {waits[-1]:.2%}).")
-        lines.append(f"- Tokenizing pipeline alone: {data['pipeline_over_training']:.0f} times the training rate.")
+        waits, rate = data["data_share"], data["training_tokens_per_second"]
+        share, worst = statistics.median(waits), max(waits)
+        lines.append(f"- Waiting for data: {share:.2%} of an update (median of {len(waits)}; worst {worst:.2%}).")
+        lines.append(
+            f"- Tokenizing pipeline alone, one worker: {data['pipeline_tokens_per_second']:,.0f} tokens/s, "
+            f"{data['pipeline_over_training']:.1f} times the {rate:,.0f} tokens/s of training."
+        )
         lines.append(f"- Evaluation: {data['evaluation_over_training']:.1f} times the training rate.")
     if start := parts.get("start"):
         lines.append(f"- Start, caches warm: {start['seconds']:.1f} s from the command ({start['includes']}).")
     for name, case in parts.get("processes", {}).items():
         if isinstance(case, dict):
-            lines.append(f"- Two processes, {name}: " + ", ".join(f"{k} {v:,}" for k, v in case.items()) + ".")
+            lines.append(
+                f"- {name}: {case['seconds_on_1']:.2f} s an update on one process, {case['seconds_on_2']:.2f} s on two "
+                f"with twice the rows, {case['communication_seconds']:.2f} s of it communication; "
+                f"{case['sent_mb']:.1f} MB sent by each."
+            )
     if scaling := parts.get("scaling"):
         sizes = scaling["sizes"].items()
         seconds = ", ".join(f"{size} {f['seconds']:.2f} s" for size, f in sizes)
@@ -93,17 +131,27 @@ def whole_run(result: Result) -> str:
 
 def gpu(result: Result) -> str:
     """Everything a GPU run has left, part by part."""
-    text = []
+    text = [f"Limits: {', '.join(f'{k} {v:.3g}' for k, v in result['limits'].items())}."] if "limits" in result else []
     for part in ("optimizer", "training", "per_layer"):
-        cases = result.get(part, {})
-        keys = sorted({k for case in cases.values() for k, v in case.items() if isinstance(v, float)})
-        rows = [[name, *(f"{case[k]:.3g}" if k in case else "" for k in keys)] for name, case in cases.items()]
+        cases = {name: _numbers(case) for name, case in result.get(part, {}).items()}
+        keys = sorted({key for case in cases.values() for key in case})
+        rows = [[name, *(case.get(key, "") for key in keys)] for name, case in cases.items()]
         text.append(table([part, *keys], rows) if rows else f"{part}: left out.")
+    if left := result.get("left_out"):
+        text.append(f"Left out for time: {', '.join(left)}.")
     return "\n\n".join([*text, _stamp(result)])
+
+
+def _numbers(case: Result) -> dict[str, str]:
+    """Figures of a case, those of nested tables too, and an error in words."""
+    flat = {f"{k} {inner}": v for k, value in case.items() if isinstance(value, dict) for inner, v in value.items()}
+    flat |= {k: v for k, v in case.items() if not isinstance(v, dict)}
+    return {k: f"{v:.3g}" if isinstance(v, float) else str(v) for k, v in flat.items() if isinstance(v, float | str)}
 
 
 SECTIONS: dict[str, tuple[str, str, Callable[[Result], str]]] = {
     "optimizer_step": ("optimizer_step", "python -m benchmarks.optimizer_step", optimizer_step),
+    "goals": ("optimizer_step", "python -m benchmarks.optimizer_step", goals),
     "training": ("training", "python -m benchmarks.training", training),
     "training_60m": ("training_60m", "python -m benchmarks.training --models llama_60m --name training_60m", training),
     "whole_run": ("whole_run", "python -m benchmarks.whole_run", whole_run),
@@ -131,6 +179,11 @@ def _stamp(result: Result) -> str:
     return (
         f"({where}; load {stamp['load_average']:.1f}; {versions}; {stamp['time'][:10]}, commit {stamp['commit'][:9]}.)"
     )
+
+
+def _bar_label(row: Result) -> str:
+    against = " / its package" if row["peer"].startswith("package") else ""
+    return f"{row['method']} {'fp32' if row['dtype'] == 'float32' else 'bf16'}{against}"
 
 
 def _bars(name: str, labels: list[str], values: list[float], title: str) -> None:

@@ -5,8 +5,11 @@ All see the same batches. Each loop is a function that trains on a list of batch
 it took.
 """
 
+import atexit
+import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,14 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from peft_pretraining.cli import parse_config
+from peft_pretraining.data.rows import Batch as DataBatch
+from peft_pretraining.data.stream import Update
 from peft_pretraining.model import ModelConfig, build_model
+from peft_pretraining.parallel import session
+from peft_pretraining.preemption import StopSignals
+from peft_pretraining.run import restore_or_start, run_folder
+from peft_pretraining.training import train_step
 
 ROWS, LENGTH = 16, 256
 Batch = tuple[Tensor, Tensor]
@@ -40,8 +50,33 @@ def c4_batches(count: int, vocab_size: int, seed: int = 0, packed: bool = False)
     return batches
 
 
+def run_loop(config: Path, clock: Clock) -> Loop:
+    """What torchrun_main.py does at each update, but for the data: the global norm, the schedule, AdamW on the engine
+    with stochastic rounding, model and updates compiled."""
+    folder = Path(tempfile.mkdtemp(prefix="thrift-benchmark-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    words = f"--single_gpu --dataset builtin --device cpu --wandb_mode disabled --workers 0 --batch_size {ROWS}"
+    words += f" --max_length {LENGTH} --optimizer adamw --lr 1e-4 --num_training_steps 100000 --compile_model"
+    words += f" --execution compiled --eval_tokens 2K --model_config {config} --save_dir {folder}/run"
+    settings, stack = parse_config(words.split()), ExitStack()
+    atexit.register(stack.close)
+    stop = stack.enter_context(StopSignals())
+    world = stack.enter_context(session(settings.parallel))
+    run = restore_or_start(settings, world, stop, stack.enter_context(run_folder(settings, world)))
+
+    def train(batches: list[Batch]) -> float:
+        data = [Update(n, [DataBatch(ids, lengths, lengths)]) for n, (ids, lengths) in enumerate(batches)]
+        run.data = iter(data)  # type: ignore[assignment]
+        started = clock()
+        for _ in batches:
+            train_step(run)
+        return clock() - started
+
+    return train
+
+
 def harness_loop(config: Path, clock: Clock, compiled: bool = True) -> Loop:
-    """This project's model with torch's fused AdamW."""
+    """This project's model with torch's fused AdamW, and nothing around it."""
     model = build_model(ModelConfig(str(config), compile_model=compiled), "cpu", seed=0).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
@@ -137,6 +172,7 @@ LOOPS: dict[str, Callable[[Path, Clock], Loop]] = {
     "plain": plain_loop,
     "trainer": trainer_loop,
     "harness": harness_loop,
+    "run": run_loop,
     "harness_eager": lambda config, clock: harness_loop(config, clock, compiled=False),
     "evaluation": evaluation_loop,
 }

@@ -3,9 +3,10 @@
     python -m benchmarks.whole_run [--parts data start processes scaling] [--threads 1] [--updates 6]
 
 data: share of an update spent waiting for the next batch at the default number of workers, the rate of the tokenizing
-pipeline alone, and evaluation against training, llama_20m. start: seconds from the command to its first update,
-llama_9m, caches warm. processes: bytes that one of two gloo processes sends an update, projected and whole. scaling:
-seconds of an update over model sizes, one thread's CPU time, with the exponent of a power law.
+pipeline alone, and evaluation against training, llama_20m, compiled. start: seconds from the command to its first
+update, llama_9m, caches warm. processes: seconds of an update on one process and on two with gloo, one thread each, the
+same rows a process, and the bytes that each sends, projected and whole. scaling: seconds of an update over model sizes,
+one thread's CPU time, with the exponent of a power law.
 Writes benchmarks/results/whole_run.json after each part.
 """
 
@@ -37,6 +38,7 @@ from peft_pretraining.preemption import StopSignals
 from peft_pretraining.run import restore_or_start, run_folder
 from peft_pretraining.training import train_step
 
+_FAST = "--compile_model --execution compiled"
 _SHARED = "--dataset builtin --device cpu --max_length 256 --wandb_mode disabled --lr 1e-3"
 SIZES = ("9m", "20m", "35m", "60m", "130m")
 SCALING_ROWS = 4
@@ -45,15 +47,21 @@ SCALING_ROWS = 4
 def data(updates: int) -> dict[str, Any]:
     """Waiting, pipeline and evaluation of one run in this process."""
     with tempfile.TemporaryDirectory() as folder:
-        flags = f"--single_gpu {_SHARED} --model_config configs/llama_20m.json --optimizer adamw --batch_size 16"
+        flags = (
+            f"--single_gpu {_SHARED} --model_config configs/llama_20m.json --optimizer adamw --batch_size 16 {_FAST}"
+        )
         config = parse_config([*flags.split(), "--eval_tokens", "20K", "--save_dir", f"{folder}/run"])
         with StopSignals() as stop, session(config.parallel) as world, run_folder(config, world) as place:
             run = restore_or_start(config, world, stop, place)
-            train_step(run)
+            for _ in range(2):
+                train_step(run)
             results = [train_step(run) for _ in range(updates)]
+            evaluate(run)
             started = time.perf_counter()
             evaluation = evaluate(run)
             evaluating = time.perf_counter() - started
+            for _ in range(10):  # what workers have read ahead
+                next(run.data)
             started = time.perf_counter()
             read = sum(int(b.lengths.sum()) for _ in range(40) for b in next(run.data).micro_batches)
             reading = time.perf_counter() - started
@@ -84,27 +92,37 @@ def start() -> dict[str, Any]:
     return {"seconds": seconds[-1], "includes": "one update of 16 x 256 and the evaluation of 2,000 tokens"}
 
 
-def processes(updates: int = 3) -> dict[str, Any]:
-    """Bytes that a process of two sends an update."""
+def processes(updates: int = 6) -> dict[str, Any]:
+    """Seconds of an update on one process and on two, and the bytes that each of two sends."""
     cases = {
         "adamw": "--optimizer adamw",
         "galore_adamw": "--optimizer galore_adamw --rank 64 --update_proj_gap 1000",
         "galore_adamw, clipped": "--optimizer galore_adamw --rank 64 --update_proj_gap 1000 --grad_clipping 1",
     }
-    return {name: _two_processes(flags, updates) for name, flags in cases.items()}
+    figures = {}
+    for name, flags in cases.items():
+        one, two = (_on_processes(count, flags, updates) for count in (1, 2))
+        figures[name] = {
+            "seconds_on_1": one["step_seconds"],
+            "seconds_on_2": two["step_seconds"],
+            "communication_seconds": two["communication_seconds"],
+            "sent_mb": two["sent_mb"],
+        }
+    return figures
 
 
-def _two_processes(flags: str, updates: int) -> dict[str, Any]:
+def _on_processes(count: int, flags: str, updates: int) -> dict[str, float]:
+    """Medians over the updates after the first two."""
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
         words += ["torchrun_main.py", *_SHARED.split(), "--model_config", "configs/llama_20m.json", *flags.split()]
-        words += ["--batch_size", "1", "--num_training_steps", str(updates), "--eval_tokens", "2K", "--workers", "0"]
+        words += f"--batch_size 4 --num_training_steps {updates + 2} --eval_tokens 2K --workers 0".split()
         words += ["--save_dir", f"{folder}/run"]
-        subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
+        subprocess.run(words, cwd=ROOT, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         lines = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
-    trained = [line for line in lines if "loss" in line]
-    keys = sorted(key for key in trained[-1] if "bytes" in key)
-    return {key: trained[-1][key] for key in keys}
+    trained = [line for line in lines if "loss" in line][2:]
+    keys = ("step_seconds", "communication_seconds", "sent_mb")
+    return {key: statistics.median(line.get(key, 0.0) for line in trained) for key in keys}
 
 
 def scaling(repeats: int) -> dict[str, Any]:
