@@ -221,6 +221,14 @@ def test_the_run_folder_that_flags_ask_for() -> None:
     assert choose_folder(CheckpointConfig(continue_from="b"), None) == Path("b")
 
 
+def test_a_checkpoint_is_known_under_any_name(run: Path, tmp_path: Path) -> None:
+    """Nothing of a new run is written into it, or it would no longer be whole."""
+    shutil.move(run / "model_12", run / "model_12.set_aside")
+    assert choose_folder(CheckpointConfig(continue_from=str(run / "model_12.set_aside")), None) == run
+    (tmp_path / "model_x").mkdir()
+    assert choose_folder(CheckpointConfig(continue_from=str(tmp_path / "model_x")), None) == tmp_path / "model_x"
+
+
 def test_state_is_keyed_by_name_and_keeps_its_dtypes() -> None:
     model = nn.Linear(3, 2, dtype=torch.bfloat16)
     optimizer = torch.optim.AdamW(model.parameters())

@@ -44,6 +44,8 @@ MISTAKES = {
     "not a number": (["--lr", "fast"], ["--lr fast", "a number"]),
     "not whole": (["--batch_size", "2.5"], ["--batch_size 2.5", "a whole number"]),
     "not positive": (["--lr", "-1"], ["--lr -1", "positive"]),
+    "no clipping": (["--grad_clipping", "nan"], ["--grad_clipping nan", "0 or more"]),
+    "window without effect": (["--spike_window", "5"], ["--spike_window 5", "at least 20"]),
     "no learning rate": (["--lr", "nan"], ["--lr nan", "positive"]),
     "no token count": (["--max_train_tokens", "1e9"], ["--max_train_tokens", "100M"]),
     "near choice": (["--scheduler", "cosin"], ["--scheduler cosin", "did you mean cosine"]),

@@ -56,6 +56,7 @@ def test_mistakes_end_with_status_2(checkpoint: Path, tmp_path: Path, capsys: py
         ([str(checkpoint), ""], "prompt"),
         ([str(checkpoint), "w1", "--max_tokens", "0"], "--max_tokens 0"),
         ([str(checkpoint), "w1", "--temperature", "-1"], "--temperature"),
+        ([str(checkpoint), "w1", "--device", "banana"], "--device banana"),
     ):
         with pytest.raises(SystemExit) as end:
             main(arguments)
@@ -64,6 +65,9 @@ def test_mistakes_end_with_status_2(checkpoint: Path, tmp_path: Path, capsys: py
 
 
 def test_a_damaged_checkpoint_is_refused(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_checkpoint(checkpoint)
     (checkpoint / "config.json").write_text("{}")
     with pytest.raises(UsageError, match="cannot be read"):
         load_checkpoint(checkpoint)

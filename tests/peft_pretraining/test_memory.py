@@ -105,7 +105,10 @@ def test_one_run_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_all_methods_are_listed_without_flags_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_config(tmp_path, **SMALL, num_hidden_layers=1)
-    assert memory.main(f"--model_config {path} --optimizer all --rank 4 --per_layer --max_length 32".split()) == 0
+    assert (
+        memory.main(f"--model_config {path} --optimizer all --rank 4 --scale 0.5 --per_layer --max_length 32".split())
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == registry.available()
     assert not any("refused" in line for line in lines)
