@@ -30,11 +30,65 @@ gpus() {
     command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -c '^GPU'
 }
 
-# pretrain SIZE FLAGS: the protocol of the published tables on C4. Rows of 256 tokens, 512 rows an update, cosine
-# to a tenth, bf16, evaluation every 1,000 updates on 10M tokens. Warm-up over a tenth of the updates and no weight decay
-# are the defaults.
+# value_of NAME WORDS: the value that these words give the flag --NAME, the last one of several; - and _ are alike.
+value_of() {
+    local wanted="__$1" word name before="" found=""
+    shift
+    for word in "$@"; do
+        name="${word%%=*}"
+        [[ "${before//-/_}" == "$wanted" ]] && found="$word"
+        [[ "$word" == *=* && "${name//-/_}" == "$wanted" ]] && found="${word#*=}"
+        before="$word"
+    done
+    printf '%s' "$found"
+}
+
+# share_of_updates N DEFAULT WORDS: an N-th of the updates that the words ask for, or of DEFAULT.
+share_of_updates() {
+    local updates
+    updates="$(value_of num_training_steps "${@:3}")"
+    [[ "$updates" =~ ^[0-9]+$ ]] || updates="$2"
+    printf '%s' $((10#$updates / $1))
+}
+
+processes() {
+    local count="${NPROC:-$(gpus || true)}"
+    [[ -z "$count" || "$count" == 0 ]] && count=1
+    if [[ ! "$count" =~ ^[1-9][0-9]*$ ]]; then
+        echo "NPROC=$count: give a number of processes" >&2
+        exit 2
+    fi
+    printf '%s' "$count"
+}
+
+# rounding WORDS: the published runs rounded their bf16 weights to nearest. Only methods of libraries have no choice.
+rounding() {
+    case "$(value_of optimizer "$@")" in
+        adam8bit | adafactor | muon) ;;
+        *) echo --weight_rounding nearest ;;
+    esac
+}
+
+# micro_batch ROWS PROCESSES WORDS: the most rows of 256 tokens at once for each process, up to ROWS, with which the
+# processes share an update evenly. Rows that are twice as long come half as many; what the words say is left alone.
+micro_batch() {
+    local rows="$1" processes="$2" total length
+    shift 2
+    [[ -n "$(value_of batch_size "$@")$(value_of gradient_accumulation "$@")" ]] && return
+    total="$(value_of total_batch_size "$@")" length="$(value_of max_length "$@")"
+    [[ "$total" =~ ^[1-9][0-9]*$ ]] || total=512
+    [[ "$length" =~ ^[1-9][0-9]*$ ]] && rows=$((rows * 256 / length))
+    while ((rows > 1 && total % (rows * processes))); do
+        ((rows -= 1))
+    done
+    echo --batch_size $((rows > 1 ? rows : 1))
+}
+
+# pretrain SIZE FLAGS: the protocol of the published tables on C4. Rows of 256 tokens, 512 rows an update, cosine to a
+# tenth, bf16 rounded to nearest, evaluation every 1,000 updates on 10M tokens. Warm-up over a tenth of the updates and
+# no weight decay are the defaults. So many rows come at once that AdamW's predicted peak is 13, 29, 40 and 51 GB.
 pretrain() {
-    local size="$1" updates rows
+    local size="$1" updates rows count
     shift
     case "$size" in
         60m) updates=10000 rows=256 ;;
@@ -46,21 +100,21 @@ pretrain() {
             exit 2
             ;;
     esac
-    distributed --model_config "configs/llama_$size.json" \
-        --batch_size "$rows" --total_batch_size 512 --max_length 256 \
-        --num_training_steps "$updates" --scheduler cosine \
-        --dtype bfloat16 --eval_every 1000 --eval_tokens 10M "$@"
+    count="$(processes)"
+    # shellcheck disable=SC2046  # no word or two
+    distributed "$count" --model_config "configs/llama_$size.json" $(micro_batch "$rows" "$count" "$@") \
+        --total_batch_size 512 --max_length 256 --num_training_steps "$updates" --scheduler cosine \
+        --dtype bfloat16 $(rounding "$@") --eval_every 1000 --eval_tokens 10M "$@"
 }
 
 distributed() {
-    local processes="${NPROC:-$(gpus || true)}"
-    [[ -z "$processes" || "$processes" == 0 ]] && processes=1
-    start "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$processes" torchrun_main.py "$@"
+    start "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$1" torchrun_main.py "${@:2}"
 }
 
 # seven_billion FLAGS: LLaMA 7B on one GPU, 150,000 updates of 512 rows.
 seven_billion() {
+    # shellcheck disable=SC2046
     start "$PYTHON" torchrun_main.py --single_gpu --model_config configs/llama_7b.json \
         --total_batch_size 512 --max_length 256 --num_training_steps 150000 \
-        --dtype bfloat16 --eval_every 1000 --eval_tokens 10M "$@"
+        --dtype bfloat16 $(rounding "$@") --eval_every 1000 --eval_tokens 10M "$@"
 }

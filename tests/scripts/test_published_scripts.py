@@ -58,10 +58,11 @@ def test_every_family_and_baseline_has_every_size() -> None:
     assert len(ONE_GPU) >= 3
 
 
+@pytest.mark.parametrize("processes", [1, 2, 4, 8])
 @pytest.mark.parametrize("script", SCRIPTS, ids=short)
-def test_a_script_is_accepted_and_hands_flags_on(script: Path) -> None:
-    command = words(script, "--seed", "7", "--name", "two words", NPROC="1")
-    config = parse_config(flags(command), world_size=1)
+def test_a_script_is_accepted_and_hands_flags_on(script: Path, processes: int) -> None:
+    command = words(script, "--seed", "7", "--name", "two words", NPROC=str(processes))
+    config = parse_config(flags(command), world_size=1 if "--single_gpu" in command else processes)
     assert config.training.seed == 7
     assert config.logging.name == "two words"
     assert config.model.model_config == f"configs/{'_'.join(script.stem.split('_')[:2])}.json"
@@ -102,10 +103,52 @@ def test_a_flag_of_the_user_wins() -> None:
     assert (config.optimizer.lr, config.training.total_batch_size) == (0.125, 256)
 
 
+@pytest.mark.parametrize(
+    ("typed", "rows", "accumulation"),
+    [
+        ("", 64, 1),
+        ("--total_batch_size 1024", 128, 1),
+        ("--total-batch-size=96", 12, 1),
+        ("--batch_size 16", 16, 4),
+        ("--batch_size=16 --total_batch_size 2048", 16, 16),
+        ("--gradient_accumulation 4", 16, 4),
+        ("--max_length 1024 --total_batch_size 4096", 64, 8),
+    ],
+)
+def test_rows_are_shared_by_eight_processes(typed: str, rows: int, accumulation: int) -> None:
+    script = ROOT / "scripts/benchmark_c4/adamw/llama_60m.sh"
+    training = parse_config(flags(words(script, *typed.split(), NPROC="8")), world_size=8).training
+    assert (training.batch_size, training.gradient_accumulation) == (rows, accumulation)
+
+
+def test_weights_are_rounded_as_in_the_published_runs() -> None:
+    """To nearest wherever there is a choice, unless the user says otherwise."""
+    for script in SCRIPTS:
+        method = parse_config(flags(words(script, NPROC="1")), world_size=1).optimizer
+        assert method.engine_options().get("weight_rounding") == ("nearest" if method.method.engine else None), script
+    config = parse_config(flags(words(C4[4], "--weight_rounding", "stochastic", NPROC="1")), world_size=1)
+    assert config.optimizer.engine_options()["weight_rounding"] == "stochastic"
+    for library in ("muon", "adafactor", "adam8bit"):
+        script = ROOT / "scripts/benchmark_c4/adamw/llama_60m.sh"
+        parse_config(flags(words(script, "--optimizer", library, NPROC="1")), world_size=1)
+
+
+def test_a_short_run_keeps_its_share_of_warm_up() -> None:
+    for size in SIZES:
+        script = ROOT / f"scripts/benchmark_c4/adam_mini/llama_{size}.sh"
+        for updates in (500, 50):
+            command = words(script, "--num_training_steps", str(updates), NPROC="1")
+            assert parse_config(flags(command), world_size=1).schedule.warmup_steps == updates // 100
+
+
 def test_processes_come_from_the_environment() -> None:
     command = words(C4[0], NPROC="4")
     assert command[command.index("--nproc_per_node") + 1] == "4"
     assert "--single_gpu" in words(ONE_GPU[0])
+    done = subprocess.run(
+        ["bash", str(C4[0])], env={**os.environ, "DRY_RUN": "1", "NPROC": "all"}, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "NPROC=all" in done.stderr
 
 
 def tiny(folder: Path, dataset: str) -> list[str]:

@@ -5,5 +5,5 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../../common.sh"
 
 pretrain 60m --optimizer adam_mini --lr 6e-4 --beta1 0.9 --beta2 0.95 --weight_decay 0.1 --one_block_value \
-    --grad_clipping 1.0 --max_length 512 --batch_size 64 --total_batch_size 256 --num_training_steps 11600 \
-    --warmup_steps 116 --scheduler linear "$@"
+    --grad_clipping 1.0 --max_length 512 --total_batch_size 256 --num_training_steps 11600 --scheduler linear \
+    --warmup_steps "$(share_of_updates 100 11600 "$@")" "$@"
