@@ -10,13 +10,15 @@ the file, 75 when SIGTERM or Ctrl-C stopped it and the runs have saved.
 
 import argparse
 import dataclasses
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from peft_pretraining.errors import UsageError
-from peft_pretraining.sweeps.execution import Execution, Results, command, environment, jobs_of
+from peft_pretraining.sweeps.execution import Execution, Results, command, jobs_of, settings
 from peft_pretraining.sweeps.file import read_sweep
 from peft_pretraining.sweeps.plan import Sweep
 from peft_pretraining.sweeps.slurm import array_script
@@ -78,13 +80,23 @@ def _write_slurm(sweep: Sweep, path: Path) -> int:
 
 
 def _show_commands(sweep: Sweep) -> int:
-    for index, cell in enumerate(sweep.cells):
-        print(f"# cell {index}: {cell.method}, {cell.expected_runs} runs")
-        for run in cell.next_runs({}):
-            own = environment(sweep.limits, 0)
-            settings = [f"{name}={own[name]}" for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES") if name in own]
-            print(shlex.join([*settings, *command(run, sweep.limits)]))
+    with _reader_may_leave():
+        for index, cell in enumerate(sweep.cells):
+            print(f"# cell {index}: {cell.method}, {cell.expected_runs} runs")
+            for run in cell.next_runs({}):
+                own = [f"{name}={value}" for name, value in settings(sweep.limits, 0).items()]
+                print(shlex.join([*own, *command(run, sweep.limits)]))
     return 0
+
+
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Ends quietly when what reads the output has read enough, as head does."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _tell(sweep: Sweep, results: Results) -> int:

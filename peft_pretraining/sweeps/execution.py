@@ -24,6 +24,12 @@ from peft_pretraining.sweeps.plan import Cell, Limits, RunSpec
 LABEL, LOG = "sweep.json", "log.txt"
 MAIN = Path(__file__).resolve().parents[2] / "torchrun_main.py"
 _POLL_SECONDS = 0.5
+# torchrun kills its processes 30 seconds after a signal, and itself ends at SIGUSR1, if it is not told otherwise: here
+# they have the time to finish the update and save.
+_TORCHRUN = {
+    "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "280",
+    "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+}
 
 
 def usable_cores() -> int:
@@ -54,14 +60,21 @@ def command(run: RunSpec, limits: Limits) -> list[str]:
 
 
 def environment(limits: Limits, slot: int) -> dict[str, str]:
-    """The environment of the run in this slot: its threads, and its share of the GPUs."""
-    own = {"OMP_NUM_THREADS": str(limits.threads), "TQDM_MININTERVAL": "30"}
+    """The environment of the run in this slot: its threads, its share of the GPUs, and how torchrun stops it."""
+    return {**os.environ, "TQDM_MININTERVAL": "30", **settings(limits, slot)}
+
+
+def settings(limits: Limits, slot: int) -> dict[str, str]:
+    """What of that is to be typed before the command to start the run by hand."""
+    own = {"OMP_NUM_THREADS": str(limits.threads)}
+    if limits.processes > 1:
+        own |= {name: os.environ.get(name, value) for name, value in _TORCHRUN.items()}
     if limits.gpus:
         first = slot * limits.processes
         own["CUDA_VISIBLE_DEVICES"] = ",".join(
             str(limits.gpus[(first + index) % len(limits.gpus)]) for index in range(limits.processes)
         )
-    return {**os.environ, **own}
+    return own
 
 
 def configuration(run: RunSpec, limits: Limits) -> RunConfig:

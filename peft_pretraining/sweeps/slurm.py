@@ -44,7 +44,7 @@ def array_script(sweep: Sweep, root: Path) -> str:
         "ntasks": 1,
         "cpus-per-task": sweep.limits.processes * sweep.limits.threads,
         "output": "slurm-%A_%a.log",
-        "signal": "B:TERM@120",
+        "signal": "B:TERM@300",
         "requeue": True,
         **sweep.slurm,
     }

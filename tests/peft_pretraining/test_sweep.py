@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -150,6 +151,28 @@ def test_gpus_are_taken_in_turn() -> None:
     limits = Limits(processes=2, gpus=(0, 1, 2, 3))
     given = [execution.environment(limits, slot)["CUDA_VISIBLE_DEVICES"] for slot in range(3)]
     assert given == ["0,1", "2,3", "0,1"]
+
+
+def test_processes_have_time_to_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun would kill them 30 seconds after the signal."""
+    for name in ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "PET_SIGNALS_TO_HANDLE"):
+        monkeypatch.delenv(name, raising=False)
+    assert not {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "PET_SIGNALS_TO_HANDLE"} & set(execution.environment(Limits(), 0))
+    given = execution.environment(Limits(processes=2), 0)
+    assert int(given["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) > 30
+    assert {"SIGTERM", "SIGUSR1"} <= set(given["PET_SIGNALS_TO_HANDLE"].split(","))
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "60")
+    assert execution.environment(Limits(processes=2), 0)["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "60"
+
+
+def test_a_reader_of_the_commands_may_leave(tmp_path: Path) -> None:
+    path = write(tmp_path, methods={"adamw": {"lr": [0.01]}}, seeds=list(range(40)))
+    words = [sys.executable, "-m", "peft_pretraining.sweep", str(path), "--dry_run", "--jobs", "1"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=tiny_runs.environment()) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
 
 
 STAND_IN = """
