@@ -36,8 +36,11 @@ for method in "${methods[@]}"; do
 done
 
 [[ "${DRY_RUN:-0}" == 1 ]] && exit 0
-"$python" -m peft_pretraining.report "$folder" -o "$folder/report.html" --title "LLaMA ${size^^}" --table
+# What failed is named even where no run is left that a report could be made of.
+status=0
+"$python" -m peft_pretraining.report "$folder" -o "$folder/report.html" --title "LLaMA ${size^^}" --table || status=$?
 if ((${#failed[@]})); then
     echo "failed: ${failed[*]}" >&2
     exit 1
 fi
+exit "$status"

@@ -18,7 +18,7 @@
 set -uo pipefail
 cd "${SLURM_SUBMIT_DIR:-$PWD}" || exit 1
 
-if [[ " $* " != *" --save_dir"* ]]; then
+if [[ " $*" != *" --save"[_-]"dir"[=\ ]* ]]; then
     echo "give --save_dir: a run that is queued again finds its checkpoints there" >&2
     exit 2
 fi

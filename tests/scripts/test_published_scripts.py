@@ -211,6 +211,21 @@ def test_the_table_names_what_it_wants() -> None:
     assert done.returncode == 2 and "adamx" in done.stderr
 
 
+def test_what_failed_is_named_where_no_report_can_be_made(tmp_path: Path) -> None:
+    done = table(tmp_path / "t", "60m", METHODS="adamw lion", PYTHON="/bin/false")
+    assert done.returncode == 2 and "lion" in done.stderr, "no such folder of scripts"
+    done = table(tmp_path / "t", "60m", METHODS="adamw rmsprop_sn", PYTHON="/bin/false")
+    assert (done.returncode, done.stderr) == (1, "failed: adamw rmsprop_sn\n")
+
+
+def test_the_table_of_short_runs(tmp_path: Path) -> None:
+    """--num_training_steps fits every script: no warm-up is longer than the run."""
+    for size in SIZES:
+        done = table(tmp_path / "t", size, "--num_training_steps", "50", DRY_RUN="1")
+        for line in done.stdout.splitlines():
+            parse_config(flags(shlex.split(line)), world_size=1)
+
+
 @pytest.mark.slow
 def test_a_column_of_the_table(tmp_path: Path) -> None:
     folder = tmp_path / "t"
@@ -252,6 +267,26 @@ def test_a_slurm_job_that_is_stopped_saves_and_is_queued_again(tmp_path: Path) -
     assert lines[-2:] == ["saved", "scontrol requeue 41"]
 
 
-def test_a_slurm_job_needs_a_folder_to_come_back_to() -> None:
-    done = subprocess.run(["bash", str(SLURM), "--lr", "1"], capture_output=True, text=True, timeout=20)
-    assert done.returncode == 2 and "--save_dir" in done.stderr
+@pytest.mark.parametrize(
+    ("typed", "status"),
+    [
+        ("--lr 1", 2),
+        ("--save_directory x", 2),
+        ("--save_dir x", 0),
+        ("--save_dir=x", 0),
+        ("--save-dir x", 0),
+        ("--lr 1 --save-dir=x", 0),
+    ],
+)
+def test_a_slurm_job_needs_a_folder_to_come_back_to(typed: str, status: int) -> None:
+    environment = {**os.environ, "DRY_RUN": "1"}
+    words = ["bash", str(SLURM), *typed.split()]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=20, env=environment)
+    assert done.returncode == status and ("--save_dir" in done.stderr) == (status == 2)
+
+
+def test_the_demo_and_the_gpu_benchmarks_can_be_looked_at() -> None:
+    command = words(ROOT / "scripts/demo.sh", "--save-dir", "runs/elsewhere")
+    assert parse_config(flags(command), world_size=1).checkpoint.save_dir == "runs/elsewhere"
+    command = words(ROOT / "scripts/gpu_benchmarks.sh", "--minutes", "4", PYTHON="an interpreter")
+    assert command == ["an interpreter", "-m", "benchmarks.gpu", "--minutes", "4"]
