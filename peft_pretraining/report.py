@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check_packages()
         title = arguments.title or f"Runs of {', '.join(path.name for path in arguments.runs)}"
-        report = make_report(find_runs(arguments.runs), title, arguments.baseline)
+        report = make_report(find_runs(arguments.runs), title, arguments.baseline, arguments.every_layer)
         files = _write(report, arguments.output)
     except UsageError as error:
         print(error, file=sys.stderr)
@@ -53,6 +53,11 @@ def _parser() -> argparse.ArgumentParser:
         help=f"the method that others are tested against, by label or optimizer (default: {default_baseline()})",
     )
     parser.add_argument("--title", help="title of the page")
+    parser.add_argument(
+        "--every_layer",
+        action="store_true",
+        help="of --log_details, draw a line for every layer (default: one for each role where there are many)",
+    )
     parser.add_argument("--table", action="store_true", help="also print the tables as Markdown")
     return parser
 
@@ -60,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 def _check_packages() -> None:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
-        raise UsageError(f"the report needs {', '.join(missing)}: pip install 'thrift-llama[report]'")
+        raise UsageError(f"the report needs {', '.join(missing)}: pip install -e '.[report]'")
 
 
 def _write(report: Report, output: Path) -> Path:

@@ -45,11 +45,11 @@ def training_curve(runs: Sequence[RunRecord], key: str, axis: str) -> Curve | No
     x = np.stack([progress(run, axis)[:length] for run in runs]).mean(0)
     if np.isnan(values).all():
         return None
-    parts = np.array_split(np.arange(length), min(length, _POINTS))
-    with np.errstate(all="ignore"):
-        stretches = np.stack([_nan_mean(values[:, part], axis=1) for part in parts], axis=1)
+    count = min(length, _POINTS)
+    starts = np.arange(count) * (length // count) + np.minimum(np.arange(count), length % count)
+    stretches = _nan_mean_of_stretches(values, starts)
     return Curve(
-        x=np.array([x[part].mean() for part in parts]),
+        x=_nan_mean_of_stretches(x, starts),
         mean=_nan_mean(stretches, axis=0),
         low=stretches.min(0),
         high=stretches.max(0),
@@ -91,7 +91,15 @@ def _median(updates: Sequence[dict[str, float]], name: str) -> float:
 
 def _column(run: RunRecord, key: str) -> Values:
     """Missing and null values become NaN."""
-    return np.array([np.nan if record.get(key) is None else record[key] for record in run.updates], dtype=np.float64)
+    return np.array([record.get(key) for record in run.updates], dtype=np.float64)
+
+
+def _nan_mean_of_stretches(values: Values, starts: NDArray[np.int64]) -> Values:
+    """Means over stretches of the last axis, each up to the start of the next; NaN for one without numbers."""
+    known = ~np.isnan(values)
+    sums = np.add.reduceat(np.where(known, values, 0), starts, axis=-1)
+    counts = np.add.reduceat(known.astype(np.int64), starts, axis=-1)
+    return sums / np.where(counts > 0, counts, np.nan)
 
 
 def _nan_mean(values: Values, axis: int) -> Values:

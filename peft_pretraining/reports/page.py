@@ -64,17 +64,20 @@ class Report:
         return environment.get_template("report.html").render(report=self)
 
 
-def make_report(runs: Sequence[RunRecord], title: str, baseline: str) -> Report:
-    """Compares the runs. baseline: the label of a method, or the name of an optimizer."""
+def make_report(runs: Sequence[RunRecord], title: str, baseline: str, every_layer: bool = False) -> Report:
+    """Compares the runs. baseline: the label of a method, or the name of an optimizer. every_layer: a line for each
+    layer in figures of --log_details."""
     tasks = make_tasks(runs)
     labels = dict.fromkeys(arm.label for task in tasks for arm in task.arms)
     looks = styles(list(labels))
     prefixes = [f"task{number}-" if len(tasks) > 1 else "" for number in range(1, len(tasks) + 1)]
-    sections = [_section(task, baseline, looks, prefix) for task, prefix in zip(tasks, prefixes, strict=True)]
+    sections = [
+        _section(task, baseline, looks, prefix, every_layer) for task, prefix in zip(tasks, prefixes, strict=True)
+    ]
     return Report(title, baseline, sections, looks, len(runs))
 
 
-def _section(task: Task, baseline: str, looks: dict[str, Style], prefix: str) -> Section:
+def _section(task: Task, baseline: str, looks: dict[str, Style], prefix: str, every_layer: bool) -> Section:
     rows = compare(task, baseline)
     arms = [row.arm for row in rows]
     found = pairs(rows)
@@ -91,7 +94,7 @@ def _section(task: Task, baseline: str, looks: dict[str, Style], prefix: str) ->
         task=task,
         rows=rows,
         cautions=cautions(task, baseline),
-        plots=[*task_plots(task, rows, looks, prefix), *detail_plots(arms, prefix)] if rows else [],
+        plots=[*task_plots(task, rows, looks, prefix), *detail_plots(arms, prefix, every_layer)] if rows else [],
         result=_titled(perplexity_table(task, rows, prefix), title),
         others=[table for table in tables if table is not None],
         absent=absent,

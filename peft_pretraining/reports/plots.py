@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from peft_pretraining.reports.arms import Arm, Task, by_lr, final_loss
 from peft_pretraining.reports.comparison import Row
 from peft_pretraining.reports.curves import evaluation_curve, phases, training_curve
-from peft_pretraining.reports.drawing import INK, PALETTE, Plot, Style, legend_beside
+from peft_pretraining.reports.drawing import INK, PALETTE, Plot, Style, legend_beside, log_scale
 
 Styles = Mapping[str, Style]
 _AXES = {
@@ -105,7 +105,8 @@ def _perplexity_plot(rows: Sequence[Row], styles: Styles, name: str) -> Plot:
 
 def _sensitivity_plot(arms: Sequence[Arm], styles: Styles, name: str) -> Plot:
     def draw(figure: Figure) -> None:
-        axes = figure.add_subplot(xlabel="learning rate", ylabel="final evaluation loss", xscale="log")
+        axes = figure.add_subplot(xlabel="learning rate", ylabel="final evaluation loss")
+        log_scale(axes.xaxis)
         for arm in arms:
             style, found = styles[arm.label], by_lr(arm.runs)
             means = [fmean(final_loss(run) for run in runs) for runs in found.values()]
@@ -202,7 +203,8 @@ def _phase_plot(arms: Sequence[Arm], name: str) -> Plot:
 
 def _norm_plot(arms: Sequence[Arm], styles: Styles, norm: _Norm, prefix: str) -> Plot:
     def draw(figure: Figure) -> None:
-        axes = figure.add_subplot(xlabel="updates", ylabel=norm.title.lower(), yscale="log")
+        axes = figure.add_subplot(xlabel="updates", ylabel=norm.title.lower())
+        log_scale(axes.yaxis)
         for arm in arms:
             curve, style = training_curve(arm.chosen, norm.column, "updates"), styles[arm.label]
             if curve is not None:

@@ -9,10 +9,11 @@ import subprocess
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 
 import numpy
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from scipy.stats import ttest_ind
 
@@ -20,7 +21,7 @@ from peft_pretraining.report import main
 from peft_pretraining.reports.arms import Task, make_tasks
 from peft_pretraining.reports.comparison import cautions, compare
 from peft_pretraining.reports.curves import evaluation_curve, phases, training_curve
-from peft_pretraining.reports.drawing import PALETTE, styles
+from peft_pretraining.reports.drawing import PALETTE, Plot, log_scale, styles
 from peft_pretraining.reports.page import make_report
 from peft_pretraining.reports.runs import find_runs, read_run
 from tests.peft_pretraining.made_runs import UPDATES, make_run
@@ -186,6 +187,38 @@ def test_details_fill_figures_of_norms_and_of_each_kind(tmp_path: Path) -> None:
         paths = ElementTree.parse(tmp_path / f"{name}.svg").iter("{http://www.w3.org/2000/svg}path")
         drawn = [path.get("d", "").count("L") for path in paths if "clip-path" in path.attrib]
         assert 3 in drawn, "a line through the four points"
+
+
+def drawn_lines(plot: Plot) -> list[tuple[str, list[float], list[float]]]:
+    """Label, x and y of every line of a figure of one panel."""
+    plot.draw(figure := Figure())
+    return [(str(line.get_label()), list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[0].lines]
+
+
+def test_details_of_many_layers_are_drawn_by_role(tmp_path: Path) -> None:
+    """The value of part i is update / (1 + i): a role's line is the median over its layers."""
+    parts = [f"layers.{layer}.{name}" for layer in range(12) for name in ("q_proj", "mlp.up_proj")] + ["lm_head"]
+    make_run(tmp_path / "run", "--optimizer", "adamw", details=[f"gradient_rms/{part}" for part in parts])
+    runs = find_runs([tmp_path])
+    for every_layer, labels in ((False, ["q_proj", "mlp.up_proj", "lm_head"]), (True, parts)):
+        (section,) = make_report(runs, "details", "adamw", every_layer).sections
+        (plot,) = [plot for plot in section.plots if plot.name == "detail-gradient_rms"]
+        lines = {label: (x, y) for label, x, y in drawn_lines(plot)}
+        assert list(lines) == labels
+        name, places = ("q_proj", range(0, 24, 2)) if not every_layer else (parts[3], [3])
+        x, y = lines[name]
+        assert x == list(range(1, UPDATES + 1))
+        assert y == pytest.approx([update * median(1 / (1 + i) for i in places) for update in x])
+
+
+def test_numbers_at_a_logarithmic_axis_are_plain() -> None:
+    axes = (figure := Figure()).add_subplot()
+    log_scale(axes.yaxis)
+    for low, high, some in ((1e-6, 1e3, "0.01"), (0.3, 0.5, "0.4"), (0.331, 0.339, "0.334")):
+        axes.set_ylim(low, high)
+        figure.draw_without_rendering()
+        named = [label.get_text() for label in axes.get_yticklabels(which="both")]
+        assert some in named and not any("$" in text for text in named), named
 
 
 def test_every_plot_and_table_is_a_file_of_its_own(page: Path) -> None:

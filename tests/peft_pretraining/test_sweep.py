@@ -168,7 +168,9 @@ def test_processes_have_time_to_save(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_reader_of_the_commands_may_leave(tmp_path: Path) -> None:
     path = write(tmp_path, methods={"adamw": {"lr": [0.01]}}, seeds=list(range(40)))
     words = [sys.executable, "-m", "peft_pretraining.sweep", str(path), "--dry_run", "--jobs", "1"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=tiny_runs.environment()) as process:
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=tiny_runs.environment()
+    ) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
