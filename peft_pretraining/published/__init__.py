@@ -1,8 +1,9 @@
 """Published results of the methods, with their sources and protocols, and what they can be compared with.
 
 results.csv holds a row a figure, as printed in the papers, their repositories, or papers that ran the method
-again (`reported_by`). protocols.json says how perplexities were measured; null is what the source does not
-state. methods.json says which optimizer and flags a published name means.
+again (`reported_by`). protocols.json says how models were trained and perplexities measured; null is what the source
+does not state. methods.json says which optimizer and flags a published name means, and by paper, under `settings`,
+the flags it was run with; a method's flag that is not there is not stated either.
 """
 
 import csv
@@ -51,7 +52,7 @@ def protocols() -> dict[str, dict[str, Any]]:
 
 @cache
 def methods() -> list[dict[str, Any]]:
-    """Entries with `optimizers`, `published` names and perhaps `flags`, the values those names imply."""
+    """Entries with `optimizers`, `published` names and perhaps `flags`, the values these imply, and `settings`."""
     return _json("methods.json")["methods"]
 
 
@@ -62,11 +63,20 @@ def default_baseline() -> str:
 
 def published_names(settings: dict[str, Any]) -> list[str]:
     """What papers call the method of a run with these flags; the first entry that fits decides."""
+    return _entry(settings).get("published", [])
+
+
+def published_settings(settings: dict[str, Any], paper: str) -> dict[str, Any]:
+    """Flags that a paper ran the method of this run with, as far as it states them; None is said not to be stated."""
+    return _entry(settings).get("settings", {}).get(paper, {})
+
+
+def _entry(settings: dict[str, Any]) -> dict[str, Any]:
     for entry in methods():
         flags = entry.get("flags", {})
         if settings["optimizer"] in entry["optimizers"] and all(settings.get(k) in v for k, v in flags.items()):
-            return entry["published"]
-    return []
+            return entry
+    return {}
 
 
 def own_baseline(result: Result) -> Result | None:

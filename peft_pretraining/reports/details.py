@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from peft_pretraining.reports.arms import Arm
 from peft_pretraining.reports.curves import Values, detail_names, training_curve
-from peft_pretraining.reports.drawing import Plot, log_scale, styles
+from peft_pretraining.reports.drawing import WIDTH, Plot, log_scale, styles
 
 _FEW = 30  # points that a line is drawn with, so that one alone is seen too
 _NAMED = 16  # more parts than this are drawn by role; more lines are told apart by colour, from the first to the last
@@ -74,7 +74,7 @@ def _detail_plot(having: Sequence[tuple[Arm, list[str]]], kind: str, prefix: str
     shown = max(len({role(part) if grouped else part for part in parts}) for _, parts in having)
     height = max(1.7, 0.16 * min(shown, _NAMED))
     title = f"Details: {kind.replace('_', ' ')}"
-    return Plot(f"{prefix}detail-{kind}", title, note, draw, (7.2, 0.6 + height * len(having)))
+    return Plot(f"{prefix}detail-{kind}", title, note, draw, (WIDTH, 0.6 + height * len(having)))
 
 
 def _lines(arm: Arm, kind: str, parts: Sequence[str]) -> list[_Line]:
@@ -109,6 +109,6 @@ def _draw_lines(axes: Axes, lines: Sequence[_Line]) -> None:
         marker = "o" if len(line.x) <= _FEW else None
         axes.plot(line.x, line.y, dashes, marker=marker, color=color, label=line.label, linewidth=1, markersize=2)
         if line.low is not None and line.high is not None:
-            axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.1, linewidth=0)
+            axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.05, linewidth=0)
     if len(lines) <= _NAMED:
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))

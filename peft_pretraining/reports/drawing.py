@@ -19,7 +19,8 @@ PALETTE = ("#0b72b9", "#d1581c", "#00936a", "#b85c9e", "#a67c00", "#7a66cc", "#c
 _LINES = ("-", "--", "-.", ":")
 INK = "#010101"  # the page takes it for the colour of its text
 _GRID = "#808080"
-_SIZE = (7.2, 3.6)
+WIDTH = 6.2  # inches: text of 9 points is then about as large as the page's notes
+_SIZE = (WIDTH, 3.3)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from peft_pretraining.reports.arms import Arm, Task, by_lr, final_loss
 from peft_pretraining.reports.comparison import Row
 from peft_pretraining.reports.curves import evaluation_curve, phases, training_curve
-from peft_pretraining.reports.drawing import INK, PALETTE, Plot, Style, legend_beside, log_scale
+from peft_pretraining.reports.drawing import INK, PALETTE, WIDTH, Plot, Style, legend_beside, log_scale
 
 Styles = Mapping[str, Style]
 _AXES = {
@@ -226,4 +226,4 @@ def _name_places(axes: Axes, labels: Sequence[str]) -> None:
 
 
 def _height(items: Sequence[object]) -> tuple[float, float]:
-    return 7.2, 0.9 + 0.34 * len(items)
+    return WIDTH, 0.9 + 0.34 * len(items)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from peft_pretraining import published
 from peft_pretraining.cli import parse_config
+from peft_pretraining.reports.protocol import compare_settings
 from tests import tiny_runs
 
 ROOT = tiny_runs.ROOT
@@ -96,6 +98,21 @@ def test_settings_are_those_published(name: str) -> None:
     found = {flag: value for values in sections.values() for flag, value in values.items()}
     assert {flag: found[flag] for flag in PUBLISHED[name]} == PUBLISHED[name]
     assert found["total_batch_size"] == (256 if "adam_mini" in name else 512)
+
+
+@pytest.mark.parametrize("name", ["galore/llama_60m", "galore/llama_130m", "galore/llama_350m", "galore/llama_1b"])
+def test_a_script_does_what_its_figure_came_from(name: str) -> None:
+    """A report sets the figure of GaLore's table beside a run of the script."""
+    (script,) = [path for path in SCRIPTS if short(path) == name]
+    sections = parse_config(flags(words(script, "--evaluation", "published", NPROC="1")), world_size=1).to_dict()
+    own = {flag: value for values in sections.values() for flag, value in values.items()} | {"tokenizer": "t5-base"}
+    size = name.rpartition("_")[2].upper()
+    (figure,) = [
+        r
+        for r in published.results()
+        if (r.method, r.model, r.metric) == ("GaLore", size, "validation perplexity") and r.reported_by == "the paper"
+    ]
+    assert compare_settings(own, figure).sentences() == []
 
 
 def test_a_flag_of_the_user_wins() -> None:
