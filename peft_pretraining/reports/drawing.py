@@ -116,7 +116,7 @@ class _PlainNumbers(LogFormatter):
 
 def log_scale(axis: Axis) -> None:
     """Makes an axis logarithmic, with plain numbers at its ticks."""
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.axes.set(**{"xscale" if axis is axis.axes.xaxis else "yscale": "log"})
     axis.set_major_formatter(_PlainNumbers())
     axis.set_minor_formatter(_PlainNumbers())
 
