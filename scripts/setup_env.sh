@@ -26,7 +26,8 @@ find_python() {
         fi
     done
     say "No Python 3.11 or 3.12 with venv and pip was found (tried: ${candidates[*]})."
-    say "Install one (Debian, Ubuntu: apt-get install python3.11 python3.11-venv), or name it: PYTHON=/path/to/python3.11 $0"
+    say "Install one (Debian, Ubuntu: apt-get install python3.11 python3.11-venv)," \
+        "or name it: PYTHON=/path/to/python3.11 $0"
     return 1
 }
 
@@ -47,8 +48,9 @@ has_nvidia_gpu() { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/
 
 pip_install() { "$python" -m pip install --disable-pip-version-check -qq "$@"; }
 
-# The default wheels for Linux bring several GB of CUDA libraries. Without a GPU, look for a CPU build: first among wheels
-# kept on this machine (pip's find-links), then on PyTorch's own index, and only then take what the package index has.
+# The default wheels for Linux bring several GB of CUDA libraries. Without a GPU, look for a CPU build: first among
+# wheels kept on this machine (pip's find-links), then on PyTorch's own index, and only then take what the package index
+# has.
 install_torch() {
     if "$python" -c 'import torch' >/dev/null 2>&1; then
         return
@@ -58,7 +60,8 @@ install_torch() {
         pip_install "torch==$torch_version"
     elif pip_install --no-index --no-deps "torch==$torch_version" 2>/dev/null; then
         say "Installed torch $torch_version from a local wheel."
-    elif [[ "$(uname -s)" == Linux ]] && pytorch_index_answers && pip_install --index-url "$cpu_index" "torch==$torch_version"; then
+    elif [[ "$(uname -s)" == Linux ]] && pytorch_index_answers &&
+        pip_install --index-url "$cpu_index" "torch==$torch_version"; then
         say "Installed the CPU build of torch $torch_version."
     else
         say "Installing torch $torch_version from the package index (on Linux a download of several GB)."
@@ -69,11 +72,14 @@ install_torch() {
 cpu_index=https://download.pytorch.org/whl/cpu
 
 pytorch_index_answers() {
-    "$python" -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=10)' "$cpu_index/torch/" 2>/dev/null
+    "$python" -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=10)' \
+        "$cpu_index/torch/" 2>/dev/null
 }
 
 make_venv
-fingerprint="$(cat pyproject.toml scripts/setup_env.sh | "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest(), sys.version.split()[0], sys.argv[1])' "$PWD")"
+fingerprint="$(cat pyproject.toml scripts/setup_env.sh | "$python" -c '
+import hashlib, sys
+print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest(), sys.version.split()[0], sys.argv[1])' "$PWD")"
 stamp=".venv/.installed-${extras:-core}"
 for done in "$stamp" .venv/.installed-dev; do
     if [[ -f "$done" && "$(cat "$done")" == "$fingerprint" ]]; then

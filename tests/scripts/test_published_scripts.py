@@ -20,7 +20,8 @@ SIZES = ("60m", "130m", "350m", "1b")
 METHODS = sorted(path.name for path in (ROOT / "scripts/benchmark_c4").iterdir())
 C4 = [ROOT / f"scripts/benchmark_c4/{method}/llama_{size}.sh" for method in METHODS for size in SIZES]
 ONE_GPU = sorted((ROOT / "scripts/single_gpu").glob("llama_7b_*.sh"))
-SCRIPTS = [*C4, *ONE_GPU]
+OTHERS = [ROOT / "scripts/benchmark_c4/ldadam/llama_350m_rank256.sh"]
+SCRIPTS = [*C4, *OTHERS, *ONE_GPU]
 # The default run trains one of a library's optimizers and one of the engine's.
 TRAINED_BY_DEFAULT = ("adam8bit/llama_60m", "adam_mini/llama_130m")
 
@@ -57,7 +58,8 @@ def test_every_family_and_baseline_has_every_size() -> None:
     families = {"adamw_sn", "rmsprop_sn", "adamw_sng", "online_subspace_descent", "adam_mini", "sgd_boost", "ldadam"}
     assert families | {"adamw", "galore", "adam8bit"} == set(METHODS)
     assert [path for path in C4 if not path.exists()] == []
-    assert len(ONE_GPU) >= 3
+    one_gpu = {path.stem.removeprefix("llama_7b_") for path in ONE_GPU}
+    assert one_gpu == families - {"adamw_sng"} | {"adamw", "galore", "galore_checkpointing", "adam8bit"}
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4, 8])
@@ -77,6 +79,8 @@ PUBLISHED = {
     "galore/llama_1b": {"lr": 0.01, "rank": 512, "galore_scale": 0.25, "num_training_steps": 100_000},
     "galore/llama_60m": {"rank": 128, "update_proj_gap": 200, "proj_type": "std", "grad_clipping": 0.0},
     "online_subspace_descent/llama_60m": {"lr": 0.01, "rank": 128, "proj_type": "continuous"},
+    "online_subspace_descent/llama_1b": {"rank": 512, "grad_clipping": 1.0, "num_training_steps": 10_000},
+    "ldadam/llama_350m_rank256": {"rank": 256, "error_feedback": False, "num_training_steps": 55_000},
     "ldadam/llama_350m": {"lr": 1e-3, "beta1": 0.908, "beta2": 0.99, "rank": 8, "num_training_steps": 55_000},
     "adam_mini/llama_1b": {"lr": 2e-4, "beta2": 0.95, "weight_decay": 0.1, "max_length": 512, "scheduler": "linear"},
     "single_gpu/llama_7b_galore_checkpointing": {
@@ -185,6 +189,8 @@ def train(script: Path, folder: Path, dataset: str) -> None:
     own = flags(words(script, *tiny(folder, dataset), NPROC="1"))
     if "--rank" in own:
         own += ["--rank", "8"]
+    if "--per_layer" in own:
+        own += ["--total_batch_size", "4"]
     assert main([*own, "--single_gpu"]) == 0
     assert len(tiny_runs.losses(folder)) == 2
 
