@@ -65,6 +65,8 @@ def _chosen(sweep: Sweep, arguments: argparse.Namespace) -> Sweep:
         if value < 1:
             raise UsageError(f"--{name} {value}: give at least 1")
     cells, task = sweep.cells, arguments.task
+    if task is not None and arguments.slurm is not None:
+        raise UsageError(f"--task {task} is what a task of an array runs; --slurm writes the whole array: drop one")
     if task is not None:
         if not 0 <= task < len(cells):
             raise UsageError(f"--task {task}: {sweep.file} has the cells 0 to {len(cells) - 1}")
@@ -73,8 +75,11 @@ def _chosen(sweep: Sweep, arguments: argparse.Namespace) -> Sweep:
 
 
 def _write_slurm(sweep: Sweep, path: Path) -> int:
-    path.write_text(array_script(sweep, Path.cwd()), encoding="utf-8")
-    path.chmod(0o755)
+    try:
+        path.write_text(array_script(sweep, Path.cwd()), encoding="utf-8")
+        path.chmod(0o755)
+    except OSError as error:
+        raise UsageError(f"--slurm {path}: cannot be written ({error.strerror}): choose another place") from error
     print(f"{path}: an array of {len(sweep.cells)} tasks; submit it with: sbatch {path}")
     return 0
 

@@ -14,7 +14,7 @@ _SCRIPT = """\
 # Task N of the array does cell N of {file}: a run, or the whole search of a method. A task that is stopped before its
 # time runs out has its runs save, and is queued again; what is done is skipped.
 cd {root}
-{python} -m peft_pretraining.sweep {file} --task "$SLURM_ARRAY_TASK_ID" --jobs 1 &
+{python} -m peft_pretraining.sweep {file} --task "$SLURM_ARRAY_TASK_ID" --jobs 1 --threads {threads} &
 sweep=$!
 trap 'kill -TERM "$sweep"' TERM
 wait "$sweep"
@@ -54,4 +54,5 @@ def array_script(sweep: Sweep, root: Path) -> str:
         file=shlex.quote(str(sweep.file)),
         root=shlex.quote(str(root)),
         python=shlex.quote(sys.executable),
+        threads=sweep.limits.threads,
     )

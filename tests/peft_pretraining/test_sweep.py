@@ -278,6 +278,10 @@ def test_the_array_script_has_a_task_for_every_cell(tmp_path: Path) -> None:
         slurm={"gres": "gpu:1", "time": "1:00:00"},
     )
     script = tmp_path / "array.sh"
+    assert main([str(path), "--slurm", str(script), "--task", "0"]) == 2
+    assert main([str(path), "--slurm", str(tmp_path / "nowhere" / "array.sh")]) == 2
+    assert main([str(path), "--slurm", str(script), "--threads", "3"]) == 0
+    assert "--cpus-per-task=3" in script.read_text() and "--threads 3" in script.read_text()
     assert main([str(path), "--slurm", str(script)]) == 0
     text = script.read_text()
     for option in ("--array=0-1%2", "--cpus-per-task=3", "--gres=gpu:1", "--time=1:00:00", "--requeue\n"):
