@@ -71,11 +71,11 @@ def fused_adamw(dtype: torch.dtype) -> Callable[[], object]:
     return torch.optim.AdamW(Shapes(dtype).parameters(), lr=1e-5, weight_decay=0.0, fused=True).step
 
 
-def ours(name: str, dtype: torch.dtype, ends: bool = True) -> optimizers.EngineOptimizer:
-    """A method of the project on the engine, compiled; in bfloat16 with bfloat16 state and stochastic rounding."""
+def ours(name: str, dtype: torch.dtype, ends: bool = True, rounding: str = "stochastic") -> optimizers.EngineOptimizer:
+    """A method of the project on the engine, compiled; in bfloat16 with bfloat16 state and this rounding of weights."""
     method, arguments = METHODS[name]
     if dtype != torch.float32:
-        arguments = {**arguments, "state_dtype": "bfloat16", "weight_rounding": "stochastic"}
+        arguments = {**arguments, "state_dtype": "bfloat16", "weight_rounding": rounding}
     optimizer = optimizers.build_optimizer(method, Shapes(dtype, ends), 1e-5, execution="compiled", **arguments)
     assert isinstance(optimizer, optimizers.EngineOptimizer)
     optimizer.trusts_gradients = True  # as the training loop sets it, which has looked at the norm
@@ -179,9 +179,10 @@ def compare(
     limits: dict[str, float],
     clock: Callable[[], float],
     package: bool = False,
+    rounding: str = "stochastic",
 ) -> dict[str, Any]:
     """Paired times of a method and its peer, or its authors' package."""
-    optimizer = ours(name, dtype, ends)
+    optimizer = ours(name, dtype, ends, rounding)
     if package:
         peer, peer_name = packaged(name), PACKAGES[name]
     elif name in ELEMENTWISE:
@@ -200,7 +201,7 @@ def compare(
     milliseconds = {key: statistics.median(values) * 1e3 for key, values in times.items()}
     return {
         "method": name + ("" if ends else ", decoder alone"),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch.") + (" to nearest" if rounding == "nearest" else ""),
         "peer": peer_name,
         "ratio": median_ratio(times["mine"], times["peer"]),
         "milliseconds": milliseconds,
@@ -265,6 +266,11 @@ def main() -> None:
             print_row(row)
             if dtype == torch.float32 and name in PACKAGES:
                 rows.append(compare(name, dtype, True, arguments.repeats, limits, clock, package=True))
+                print_row(rows[-1])
+            if dtype != torch.float32 and name in PRODUCTS:  # as the peer rounds
+                rows.append(compare(name, dtype, ends, arguments.repeats, limits, clock, rounding="nearest"))
+                if name == "galore":
+                    amortise(rows[-1], refresh)
                 print_row(rows[-1])
             content = {"clock": clock.__name__, "limits": limits, "refresh_seconds": refresh, "rows": rows}
             write_result(arguments.name, content)  # after each: a run of all takes long

@@ -183,7 +183,7 @@ def _stamp(result: Result) -> str:
 
 def _bar_label(row: Result) -> str:
     against = " / its package" if row["peer"].startswith("package") else ""
-    return f"{row['method']} {'fp32' if row['dtype'] == 'float32' else 'bf16'}{against}"
+    return f"{row['method']} {row['dtype'].replace('float', 'fp').replace('bfp', 'bf')}{against}"
 
 
 def _bars(name: str, labels: list[str], values: list[float], title: str) -> None:

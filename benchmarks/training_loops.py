@@ -52,12 +52,14 @@ def c4_batches(count: int, vocab_size: int, seed: int = 0, packed: bool = False)
 
 def run_loop(config: Path, clock: Clock) -> Loop:
     """What torchrun_main.py does at each update, but for the data: the global norm, the schedule, AdamW on the engine
-    with stochastic rounding, model and updates compiled."""
+    with bfloat16 state, as the peers keep it, and stochastic rounding, model and updates compiled."""
     folder = Path(tempfile.mkdtemp(prefix="thrift-benchmark-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     words = f"--single_gpu --dataset builtin --device cpu --wandb_mode disabled --workers 0 --batch_size {ROWS}"
     words += f" --max_length {LENGTH} --optimizer adamw --lr 1e-4 --num_training_steps 100000 --compile_model"
-    words += f" --execution compiled --eval_tokens 2K --model_config {config} --save_dir {folder}/run"
+    words += (
+        f" --execution compiled --state_dtype bfloat16 --eval_tokens 2K --model_config {config} --save_dir {folder}/run"
+    )
     settings, stack = parse_config(words.split()), ExitStack()
     atexit.register(stack.close)
     stop = stack.enter_context(StopSignals())
