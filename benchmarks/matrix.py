@@ -12,6 +12,7 @@ tests/optimizers/matrix.py; the table goes between the markers of docs/results.m
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -118,7 +119,7 @@ def main() -> None:
     with tqdm(total=len(missing), unit="cell") as bar:
         while missing:
             processes, first = PROCESSES[missing[0].parallel], missing[:TOGETHER]
-            alike = [cell for cell in first if PROCESSES[cell.parallel] == processes]
+            alike = list(itertools.takewhile(lambda cell: PROCESSES[cell.parallel] == processes, first))  # noqa: B023
             with tempfile.TemporaryDirectory() as folder:
                 found = run(alike, Path(folder), processes)
             known |= {json.dumps({k: entry[k] for k in asdict(Cell(""))}): entry for entry in found}

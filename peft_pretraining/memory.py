@@ -16,6 +16,7 @@ from loguru import logger
 from optimizers.engine import registry
 from peft_pretraining.cli import parse_config
 from peft_pretraining.config import RunConfig
+from peft_pretraining.console import reader_may_leave
 from peft_pretraining.errors import UsageError
 from peft_pretraining.memory_ledger import Account
 from peft_pretraining.memory_prediction import STATE, predict
@@ -50,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{__doc__}\nFlags of the run:\n")
     try:
         if _value(words, "--optimizer") == ALL:
-            _print_table(words)
+            with reader_may_leave():
+                _print_table(words)
         else:
             config = parse_config(words)
             print(describe(config, predict(config)))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from peft_pretraining.console import reader_may_leave
 from peft_pretraining.errors import UsageError
 from peft_pretraining.published import default_baseline
 from peft_pretraining.reports.page import Report, make_report
@@ -32,10 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2
-    if arguments.table:
-        for section in report.sections:
+    with reader_may_leave():
+        for section in report.sections if arguments.table else ():
             print(section.task.title, *section.cautions, "", *(t.markdown() for t in section.tables), sep="\n")
-    print(f"{arguments.output}\n{files}")
+        print(f"{arguments.output}\n{files}")
     return 0
 
 

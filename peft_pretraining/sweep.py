@@ -10,13 +10,12 @@ the file, 75 when SIGTERM or Ctrl-C stopped it and the runs have saved.
 
 import argparse
 import dataclasses
-import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
+from peft_pretraining.console import reader_may_leave
 from peft_pretraining.errors import UsageError
 from peft_pretraining.sweeps.execution import Execution, Results, command, jobs_of, settings
 from peft_pretraining.sweeps.file import read_sweep
@@ -85,23 +84,13 @@ def _write_slurm(sweep: Sweep, path: Path) -> int:
 
 
 def _show_commands(sweep: Sweep) -> int:
-    with _reader_may_leave():
+    with reader_may_leave():
         for index, cell in enumerate(sweep.cells):
             print(f"# cell {index}: {cell.method}, {cell.expected_runs} runs")
             for run in cell.next_runs({}):
                 own = [f"{name}={value}" for name, value in settings(sweep.limits, 0).items()]
                 print(shlex.join([*own, *command(run, sweep.limits)]))
     return 0
-
-
-@contextmanager
-def _reader_may_leave() -> Iterator[None]:
-    """Ends quietly when what reads the output has read enough, as head does."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _tell(sweep: Sweep, results: Results) -> int:

@@ -1,5 +1,7 @@
 """The memory command: its prediction against bytes of real tensors, and what it prints."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from peft_pretraining.memory_ledger import Account, Ledger
 from peft_pretraining.memory_prediction import GRADIENTS, STATE, WEIGHTS, mark_state, predict
 from peft_pretraining.model import build_model
 from tests.peft_pretraining.tiny import write_config
+from tests.tiny_runs import ROOT
 
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 640}
 ROWS, LENGTH = 2, 32
@@ -112,6 +115,15 @@ def test_all_methods_are_listed_without_flags_of_others(tmp_path: Path, capsys: 
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == registry.available()
     assert not any("refused" in line for line in lines)
+
+
+def test_a_reader_that_has_read_enough_is_no_error(tmp_path: Path) -> None:
+    path = write_config(tmp_path, **SMALL, num_hidden_layers=1)
+    command = (
+        f"{sys.executable} -m peft_pretraining.memory --model_config {path} --optimizer all --max_length 32 | head -1"
+    )
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(
