@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,16 @@ SECTIONS: dict[str, tuple[str, str, Callable[[Result], str]]] = {
 
 def render(template: str) -> str:
     """The template with every name replaced. Raises KeyError for a name that is no section."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: _section(match[1]), template)
+    text = re.sub(r"\{\{(\w+)\}\}", lambda match: _section(match[1]), template)
+    return "\n".join(_wrapped(line) for line in text.split("\n"))
+
+
+def _wrapped(line: str) -> str:
+    """Prose at most 120 wide; tables as they are."""
+    if len(line) <= 120 or line.startswith("|"):
+        return line
+    indent = "  " if line.startswith("- ") else ""
+    return textwrap.fill(line, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _section(name: str) -> str:
