@@ -12,17 +12,17 @@ from collections.abc import Sequence
 from loguru import logger
 
 from peft_pretraining.checkpoint import save_checkpoint
-from peft_pretraining.cli import parse_config
-from peft_pretraining.config import RunConfig
+from peft_pretraining.cli.parse import parse_config
 from peft_pretraining.data import DataError
+from peft_pretraining.distributed.watchdog import PeerLost
+from peft_pretraining.distributed.world import AgreedError, session
 from peft_pretraining.errors import UsageError
-from peft_pretraining.evaluation import evaluate
-from peft_pretraining.logbook import Logbook, configure_logging
-from peft_pretraining.parallel import AgreedError, session
-from peft_pretraining.preemption import StopSignals
-from peft_pretraining.run import restore_or_start, run_folder
-from peft_pretraining.training import TrainingStopped, train_step
-from peft_pretraining.watchdog import PeerLost
+from peft_pretraining.flags.fields import RunConfig
+from peft_pretraining.training.evaluation import evaluate
+from peft_pretraining.training.logbook import Logbook, configure_logging
+from peft_pretraining.training.preemption import StopSignals
+from peft_pretraining.training.run import restore_or_start, run_folder
+from peft_pretraining.training.step import TrainingStopped, train_step
 
 
 def pretrain(config: RunConfig, stop: StopSignals) -> int:

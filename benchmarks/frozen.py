@@ -1,5 +1,6 @@
 """Freezes the processes of a torchrun job for a moment and reads from the ranks' Python stacks what they are doing."""
 
+import inspect
 import json
 import multiprocessing
 import os
@@ -13,16 +14,25 @@ from pathlib import Path
 
 import psutil
 
-# The first of these functions that stands on the main thread's stack names the phase.
-_PHASES = (
-    ("store.py", "save_checkpoint", "checkpoint"),
-    ("evaluation.py", "evaluate", "evaluation"),
-    ("lanes.py", "_fill", "data refill"),
-    ("training.py", "train_step", "update"),
-    ("run.py", "restore_or_start", "start"),
-    ("run.py", "run_folder", "start"),
-    ("parallel.py", "session", "start"),
-    ("torchrun_main.py", "pretrain", "between"),
+import torchrun_main
+from peft_pretraining.checkpoint import save_checkpoint
+from peft_pretraining.data.lanes import Lane
+from peft_pretraining.distributed.world import session
+from peft_pretraining.training.evaluation import evaluate
+from peft_pretraining.training.run import restore_or_start, run_folder
+from peft_pretraining.training.step import train_step
+
+# The first of these functions that stands on the main thread's stack names the phase. They are the functions
+# themselves, so that a phase cannot be lost when one of them moves.
+_PHASES: tuple[tuple[Callable[..., object], str], ...] = (
+    (save_checkpoint, "checkpoint"),
+    (evaluate, "evaluation"),
+    (Lane._fill, "data refill"),
+    (train_step, "update"),
+    (restore_or_start, "start"),
+    (run_folder, "start"),
+    (session, "start"),
+    (torchrun_main.pretrain, "between"),
 )
 _STARTING = "start"
 _OWN_CODE = ("torchrun_main.py", "peft_pretraining/", "optimizers/")
@@ -96,9 +106,15 @@ def look(process: psutil.Process) -> tuple[str, str]:
     threads = {thread["os_thread_id"]: thread["frames"] for thread in json.loads(seen.stdout)}
     # Methods are named with their class where it can be told.
     frames = [(frame["filename"], frame["name"].rpartition(".")[2]) for frame in threads.get(process.pid, [])]
-    own = [(Path(file).name, name) for file, name in frames if any(part in file for part in _OWN_CODE)]
-    where = ":".join(own[0]) if own else "interpreter"
-    return next((phase for file, name, phase in _PHASES if (file, name) in own), _STARTING), where
+    own = [(file, name) for file, name in frames if any(part in file for part in _OWN_CODE)]
+    where = f"{Path(own[0][0]).name}:{own[0][1]}" if own else "interpreter"
+    return next((phase for function, phase in _PHASES if place(function) in own), _STARTING), where
+
+
+def place(function: Callable[..., object]) -> tuple[str, str]:
+    """File and name of a function, as they stand on a stack."""
+    code = inspect.unwrap(function).__code__  # type: ignore[attr-defined]
+    return code.co_filename, code.co_name
 
 
 def _stands_still(process: psutil.Process) -> bool:

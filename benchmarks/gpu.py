@@ -27,13 +27,13 @@ from torch import nn
 
 import optimizers
 from benchmarks.common import ROOT, median_ratio, write_result
-from peft_pretraining.cli import parse_config
-from peft_pretraining.memory_prediction import predict
-from peft_pretraining.model import ModelConfig, build_model, parameter_count
-from peft_pretraining.parallel import session
-from peft_pretraining.preemption import StopSignals
-from peft_pretraining.run import restore_or_start, run_folder
-from peft_pretraining.training import train_step
+from peft_pretraining.cli.parse import parse_config
+from peft_pretraining.distributed.world import session
+from peft_pretraining.memory.prediction import predict
+from peft_pretraining.model.llama import ModelConfig, build_model, parameter_count
+from peft_pretraining.training.preemption import StopSignals
+from peft_pretraining.training.run import restore_or_start, run_folder
+from peft_pretraining.training.step import train_step
 
 GB = 2**30
 REPEATS = 10

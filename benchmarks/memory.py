@@ -19,13 +19,13 @@ from typing import Any
 import torch
 
 from benchmarks.common import ROOT, write_result
-from peft_pretraining.cli import parse_config
-from peft_pretraining.memory_ledger import Ledger
-from peft_pretraining.memory_prediction import STATE, WEIGHTS, mark_state, predict
-from peft_pretraining.parallel import session
-from peft_pretraining.preemption import StopSignals
-from peft_pretraining.run import restore_or_start, run_folder
-from peft_pretraining.training import train_step
+from peft_pretraining.cli.parse import parse_config
+from peft_pretraining.distributed.world import session
+from peft_pretraining.memory.ledger import Ledger
+from peft_pretraining.memory.prediction import STATE, WEIGHTS, mark_state, predict
+from peft_pretraining.training.preemption import StopSignals
+from peft_pretraining.training.run import restore_or_start, run_folder
+from peft_pretraining.training.step import train_step
 
 _UPDATES = 2
 _SHARED = "--single_gpu --device cpu --dataset builtin --packing --workers 0 --wandb_mode disabled --max_length 256"

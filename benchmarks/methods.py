@@ -56,8 +56,8 @@ def train(flags: list[str], folder: Path) -> dict[str, Any]:
 def state_bytes(flags: list[str]) -> int:
     """Bytes of optimizer state, allocated without a run."""
     import optimizers
-    from peft_pretraining.cli import parse_config
-    from peft_pretraining.model import build_model
+    from peft_pretraining.cli.parse import parse_config
+    from peft_pretraining.model.llama import build_model
 
     config = parse_config([*flags, "--save_dir", "unused"])
     model = build_model(config.model, "cpu", 0)

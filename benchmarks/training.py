@@ -30,7 +30,7 @@ from benchmarks.common import (
     write_result,
 )
 from benchmarks.training_loops import LENGTH, LOOPS, ROWS, c4_batches
-from peft_pretraining.model import ModelConfig, build_model, parameter_count
+from peft_pretraining.model.llama import ModelConfig, build_model, parameter_count
 
 _POSITIONS = ROWS * LENGTH
 

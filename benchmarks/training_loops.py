@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from peft_pretraining.cli import parse_config
+from peft_pretraining.cli.parse import parse_config
 from peft_pretraining.data.rows import Batch as DataBatch
 from peft_pretraining.data.stream import Update
-from peft_pretraining.model import ModelConfig, build_model
-from peft_pretraining.parallel import session
-from peft_pretraining.preemption import StopSignals
-from peft_pretraining.run import restore_or_start, run_folder
-from peft_pretraining.training import train_step
+from peft_pretraining.distributed.world import session
+from peft_pretraining.model.llama import ModelConfig, build_model
+from peft_pretraining.training.preemption import StopSignals
+from peft_pretraining.training.run import restore_or_start, run_folder
+from peft_pretraining.training.step import train_step
 
 ROWS, LENGTH = 16, 256
 Batch = tuple[Tensor, Tensor]

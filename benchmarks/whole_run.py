@@ -30,13 +30,13 @@ import torch
 
 from benchmarks.common import RESULTS, ROOT, write_result
 from benchmarks.training_loops import c4_batches, harness_loop
-from peft_pretraining.cli import parse_config
-from peft_pretraining.evaluation import evaluate
-from peft_pretraining.model import ModelConfig, build_model, parameter_count
-from peft_pretraining.parallel import session
-from peft_pretraining.preemption import StopSignals
-from peft_pretraining.run import restore_or_start, run_folder
-from peft_pretraining.training import train_step
+from peft_pretraining.cli.parse import parse_config
+from peft_pretraining.distributed.world import session
+from peft_pretraining.model.llama import ModelConfig, build_model, parameter_count
+from peft_pretraining.training.evaluation import evaluate
+from peft_pretraining.training.preemption import StopSignals
+from peft_pretraining.training.run import restore_or_start, run_folder
+from peft_pretraining.training.step import train_step
 
 _FAST = "--compile_model --execution compiled"
 _SHARED = "--dataset builtin --device cpu --max_length 256 --wandb_mode disabled --lr 1e-3"

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from peft_pretraining.cli import parse_config
-from peft_pretraining.parallel import session
-from peft_pretraining.preemption import StopSignals
-from peft_pretraining.run import restore_or_start, run_folder
-from peft_pretraining.training import train_step
+from peft_pretraining.cli.parse import parse_config
+from peft_pretraining.distributed.world import session
+from peft_pretraining.training.preemption import StopSignals
+from peft_pretraining.training.run import restore_or_start, run_folder
+from peft_pretraining.training.step import train_step
 from tests.tiny_runs import flags, records, train, train_here
 
 STOCHASTIC = ("--optimizer", "galore_adamw", "--rank", "8", "--proj_type", "random", "--weight_rounding", "stochastic")

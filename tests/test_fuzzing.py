@@ -25,22 +25,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loguru import logger
 
-from peft_pretraining.checkpoint import METRICS, DamagedCheckpoint, load_checkpoint, verify
-from peft_pretraining.checkpoint.folder import MANIFEST
+from peft_pretraining.checkpoint import load_checkpoint
 from peft_pretraining.checkpoint.store import STATE_FOLDER, TRAINER
-from peft_pretraining.cli import parse_config
+from peft_pretraining.cli.parse import parse_config
 from peft_pretraining.data import DataError
 from peft_pretraining.data.documents import DocumentParser
 from peft_pretraining.data.lanes import Lane, Plan
 from peft_pretraining.data.records import Reader
 from peft_pretraining.data.shards import local_corpus
+from peft_pretraining.distributed.world import session
 from peft_pretraining.errors import UsageError
-from peft_pretraining.figures import draw_loss_curve
-from peft_pretraining.metrics import MetricsFile, read_metrics
-from peft_pretraining.model import ModelConfig, build_model
-from peft_pretraining.parallel import session
-from peft_pretraining.preemption import StopSignals
-from peft_pretraining.run import CONFIGURATION, Run, restore_or_start, run_folder
+from peft_pretraining.model.llama import ModelConfig, build_model
+from peft_pretraining.run_folder.layout import MANIFEST, METRICS, DamagedCheckpoint, verify
+from peft_pretraining.tracking.loss_curve import draw_loss_curve
+from peft_pretraining.tracking.metrics import MetricsFile, read_metrics
+from peft_pretraining.training.preemption import StopSignals
+from peft_pretraining.training.run import CONFIGURATION, Run, restore_or_start, run_folder
 from tests.tiny_runs import MODEL, flags, train_here
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "2000"))

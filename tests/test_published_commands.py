@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from peft_pretraining.cli import parse_config
-from peft_pretraining.config import RunConfig
+from peft_pretraining.cli.parse import parse_config
+from peft_pretraining.flags.fields import RunConfig
 
 # What every README line has around its own flags.
 _LLAMA_60M = """

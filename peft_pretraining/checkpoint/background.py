@@ -13,8 +13,8 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor
 
+from peft_pretraining.distributed.world import World
 from peft_pretraining.errors import UsageError
-from peft_pretraining.parallel import World
 
 _SIGN_OF_LIFE_SECONDS = 1.0
 

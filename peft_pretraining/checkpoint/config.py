@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from peft_pretraining.config import flag
 from peft_pretraining.errors import UsageError
+from peft_pretraining.flags.fields import flag
 
 
 @dataclass(frozen=True)

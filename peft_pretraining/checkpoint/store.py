@@ -24,15 +24,15 @@ from torch import Tensor, nn
 
 from peft_pretraining.checkpoint import optimizer_state
 from peft_pretraining.checkpoint.background import BackgroundSave, storage_failures
+from peft_pretraining.checkpoint.progress import Progress
+from peft_pretraining.checkpoint.rng import random_state, restore_random_state
 from peft_pretraining.data import merge_states
+from peft_pretraining.distributed.world import AgreedError, World
 from peft_pretraining.errors import UsageError
-from peft_pretraining.model_folder import save_model
-from peft_pretraining.parallel import AgreedError, World
-from peft_pretraining.progress import Progress
-from peft_pretraining.randomness import random_state, restore_random_state
+from peft_pretraining.model.export import save_model
 
 if TYPE_CHECKING:
-    from peft_pretraining.run import Run
+    from peft_pretraining.training.run import Run
 
 FORMAT_VERSION = 1
 STATE_FOLDER = "training_state"

@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from peft_pretraining.config import TokenCount, flag
 from peft_pretraining.errors import UsageError
+from peft_pretraining.flags.fields import TokenCount, flag
 
 DEFAULT_HUB_TOKENIZER = "t5-base"
 _LEAST = {"max_length": 2, "shuffle_block": 1, "eval_tokens": 1, "lanes": 1, "workers": 0}

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from peft_pretraining.cli import parse_config
-from peft_pretraining.sweeps.file import read_sweep
+from peft_pretraining.cli.parse import parse_config
+from peft_pretraining.sweep.file import read_sweep
 from tests.tiny_runs import ROOT, losses, train_here
 
 FILES = sorted((ROOT / "benchmarks" / "comparison").glob("*.yaml"))

@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
-from peft_pretraining.cli import parse_config
+from peft_pretraining.cli.parse import parse_config
 from tests.tiny_runs import ROOT
 
 UPDATES = 40

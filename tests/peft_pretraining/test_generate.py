@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from peft_pretraining.errors import UsageError
 from peft_pretraining.generate import continue_text, load_checkpoint, main
-from peft_pretraining.model_folder import save_model
+from peft_pretraining.model.export import save_model
 from tests.peft_pretraining.tiny import tiny_model
 
 WORDS = ["<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(93))]

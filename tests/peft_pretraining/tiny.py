@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from peft_pretraining.model import ModelConfig, PretrainingLlama, build_model
+from peft_pretraining.model.llama import ModelConfig, PretrainingLlama, build_model
 
 TINY = {
     "model_type": "llama",

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from peft_pretraining import published
-from peft_pretraining.cli import parse_config
-from peft_pretraining.reports.protocol import compare_settings
+from peft_pretraining.cli.parse import parse_config
+from peft_pretraining.report import published
+from peft_pretraining.report.protocol import compare_settings
 from tests import tiny_runs
 
 ROOT = tiny_runs.ROOT

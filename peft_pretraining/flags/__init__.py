@@ -1,0 +1,1 @@
+"""Flags as fields of typed dataclasses, and the parser that reads them."""

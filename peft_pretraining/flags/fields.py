@@ -1,0 +1,93 @@
+"""What every typed configuration shares: flags as dataclass fields, token counts, a whole run's settings.
+
+Each part of the harness keeps a frozen dataclass beside the code it configures. This module imports none of
+them when it is loaded, so that all of them may import `flag` from here.
+"""
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from peft_pretraining.checkpoint import CheckpointConfig
+    from peft_pretraining.data import DataConfig
+    from peft_pretraining.distributed.world import ParallelConfig
+    from peft_pretraining.flags.optimizer import OptimizerConfig
+    from peft_pretraining.model.llama import ModelConfig
+    from peft_pretraining.tracking.metrics import LoggingConfig
+    from peft_pretraining.training.schedule import ScheduleConfig
+    from peft_pretraining.training.step import TrainingConfig
+
+_SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_TOKEN_COUNT = re.compile(r"(\d[\d_]*(?:\.\d+)?)\s*([KMBT]?)", re.IGNORECASE)
+
+
+def flag(
+    default: Any = MISSING,
+    *,
+    help: str,
+    aliases: Sequence[str] = (),
+    choices: Sequence[Any] | None = None,
+    default_factory: Callable[[], Any] | Any = MISSING,
+    metavar: str | None = None,
+) -> Any:
+    """A dataclass field that is also a command-line flag: `transformers.HfArgumentParser` reads its metadata.
+
+    `help` states the unit. `aliases` are further names, with or without leading dashes. Percent signs need no
+    escaping. A field without default is a required flag.
+    """
+    metadata: dict[str, Any] = {"help": help}
+    if aliases:
+        metadata["aliases"] = [alias if alias.startswith("-") else f"--{alias}" for alias in aliases]
+    if choices is not None:
+        metadata["choices"] = tuple(choices)
+    if metavar is not None:
+        metadata["metavar"] = metavar
+    if default_factory is not MISSING:
+        return dataclasses.field(default_factory=default_factory, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class TokenCount(int):
+    """A number of tokens that people write as `100M`, `1.5B` or `10_000`; K, M, B, T are powers of 1000."""
+
+    def __new__(cls, value: int | str) -> Self:
+        """Raises argparse.ArgumentTypeError, which a parser reports beside the flag's name."""
+        if isinstance(value, int) and not isinstance(value, bool):
+            return super().__new__(cls, value)
+        match = _TOKEN_COUNT.fullmatch(str(value).strip())
+        if match is None:
+            raise argparse.ArgumentTypeError(f"{value!r} is no number of tokens: write 100M, 1.5B or 10_000")
+        tokens = Decimal(match[1]) * _SUFFIXES[match[2].upper()]
+        if tokens != int(tokens):
+            raise argparse.ArgumentTypeError(f"{value!r} is no whole number of tokens")
+        return super().__new__(cls, int(tokens))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run: made by `peft_pretraining.cli.parse.parse_config`, saved as run.json."""
+
+    model: "ModelConfig"
+    data: "DataConfig"
+    optimizer: "OptimizerConfig"
+    schedule: "ScheduleConfig"
+    training: "TrainingConfig"
+    checkpoint: "CheckpointConfig"
+    parallel: "ParallelConfig"
+    logging: "LoggingConfig"
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """JSON-able: section name -> flag name -> value."""
+        return {name: dataclasses.asdict(section) for name, section in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Mapping[str, Any]]) -> "RunConfig":
+        """The inverse of `to_dict`, with every value checked as if it had been typed. Raises UsageError."""
+        from peft_pretraining.cli.parse import config_from_dict
+
+        return config_from_dict(saved)

@@ -1,0 +1,239 @@
+"""The memory of an update, by running one on meta tensors: the model, loss and optimizer that will train, no numbers.
+
+Nothing is derived twice: whatever the forward pass keeps and the optimizer makes is seen operation by operation, so
+the prediction follows the code. It is that of eager execution in one process, with all rows as long as --max_length.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+from optimizers import build_optimizer
+from optimizers.engine import precision
+from optimizers.engine.optimizer import EngineOptimizer
+from peft_pretraining.distributed.world import World
+from peft_pretraining.errors import UsageError
+from peft_pretraining.flags.fields import RunConfig
+from peft_pretraining.memory.ledger import Account, Bytes, Ledger
+from peft_pretraining.model.llama import PretrainingLlama, build_model
+from peft_pretraining.model.shape import load_llama_config
+from peft_pretraining.training.step import clip_gradients, gradient_norm
+
+META = torch.device("meta")
+WEIGHTS, GRADIENTS, ACTIVATIONS, LOSS = "weights", "gradients", "activations", "head and loss"
+STATE = "state: "
+_KINDS = {
+    "moment": "moments",
+    "second_moment": "second moments",
+    "basis": "bases",
+    "residual": "residuals",
+    "statistic": "statistics",
+}
+_OF_LIBRARIES = (
+    ("exp_avg_sq", "second_moment"),
+    ("state2", "second_moment"),
+    ("absmax2", "second_moment"),
+    ("exp_avg", "moment"),
+    ("state1", "moment"),
+    ("absmax1", "moment"),
+    ("momentum", "moment"),
+)
+"""Parts of the names of library optimizers' state tensors; the first that fits."""
+_FORWARD, _HEAD, _BACKWARD = "forward pass", "head and loss", "backward pass"
+_LAYER = re.compile(r"model\.layers\.(\d+)\.(.*)")
+_NEAR = 2  # layers at either end whose moments are told apart
+_DEPTHS = (2 * _NEAR, 2 * _NEAR + 1)
+_UPDATES = 2  # the first computes bases, and libraries allocate their state at its end
+
+
+def predict(config: RunConfig) -> Account:
+    """Bytes of the training run that `config` describes, in its first updates.
+
+    The layers of the decoder are equal, so whatever a moment holds grows linearly with their number: two shallow
+    models give the deep one. Raises UsageError for settings whose memory cannot be predicted.
+    """
+    if config.parallel.parallel == "fsdp":
+        raise UsageError("--parallel fsdp: memory is predicted for one process; leave it out")
+    layers = load_llama_config(config.model.model_config).num_hidden_layers
+    if layers <= _DEPTHS[1]:
+        return _predict(config, layers)
+    shallow, deep = (_predict(config, depth) for depth in _DEPTHS)
+    return _extrapolated(shallow, deep, (layers - _DEPTHS[1]) / (_DEPTHS[1] - _DEPTHS[0]))
+
+
+def _predict(config: RunConfig, layers: int) -> Account:
+    """The same for a model cut to its first layers."""
+    eager = dataclasses.replace(config.model, compile_model=False)
+    model = build_model(eager, META, config.training.seed).train()
+    model.model.layers = model.model.layers[:layers]
+    model.config.num_hidden_layers = layers
+    for layer in model.model.layers:
+        layer.self_attn.forward = _with_fused_attention(layer.self_attn.forward)
+    arguments = config.optimizer.arguments() | ({"execution": "eager"} if config.optimizer.method.engine else {})
+    ledger = Ledger(META)
+    ledger.mark(WEIGHTS, [*model.parameters(), *model.buffers()])
+    watch(ledger, model)
+    try:
+        optimizer = build_optimizer(config.optimizer.optimizer, model, config.optimizer.lr, **arguments)
+        _complete(optimizer)
+        mark_state(ledger, optimizer)
+        with ledger:
+            for update in range(1, _UPDATES + 1):
+                ledger.stage = f"update {update}"
+                _update(ledger, model, optimizer, config)
+                mark_state(ledger, optimizer)
+    except ValueError as error:
+        raise UsageError(f"--optimizer {config.optimizer.optimizer}: {error}") from error
+    return ledger.account()
+
+
+def _extrapolated(shallow: Account, deep: Account, factor: float) -> Account:
+    """What a model holds that is deeper than `deep` by `factor` times the difference between the two."""
+    moments = {
+        moment: _extended(shallow.moments[moment], held, factor)
+        for moment, held in deep.moments.items()
+        if moment in shallow.moments
+    }
+    return Account(moments, _extended(shallow.largest, deep.largest, factor))
+
+
+def _extended(shallow: Bytes, deep: Bytes, factor: float) -> Bytes:
+    kinds = sorted({*shallow, *deep})
+    return {kind: round(deep.get(kind, 0) + factor * (deep.get(kind, 0) - shallow.get(kind, 0))) for kind in kinds}
+
+
+def mark_state(ledger: Ledger, optimizer: torch.optim.Optimizer) -> None:
+    """Tell the ledger which tensors are state, and of what kind."""
+    managed = getattr(optimizer, "managed", {})
+    for param, state in optimizer.state.items():
+        specs = {name: spec.kind for name, spec, _ in managed[param].specs} if param in managed else {}
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                ledger.mark(STATE + _KINDS[_kind(name, specs)], [value])
+
+
+def watch(ledger: Ledger, model: PretrainingLlama) -> None:
+    """Have the ledger told where a model's forward and backward pass are, and which tensors are activations, of the
+    head and loss, and gradients. To be called before an optimizer sets hooks of its own."""
+
+    def begin(*_: Any) -> None:
+        ledger.moment = _FORWARD
+
+    def end(*_: Any) -> None:
+        ledger.mark_born_in(_FORWARD, ACTIVATIONS)
+        ledger.moment = _HEAD
+
+    def leave(*_: Any) -> None:
+        ledger.mark_born_in(_HEAD, LOSS)
+        ledger.moment = _BACKWARD
+
+    model.model.register_forward_pre_hook(begin)
+    model.model.register_forward_hook(end)
+    model.register_forward_hook(leave)
+    for name, param in model.named_parameters():
+        param.register_post_accumulate_grad_hook(_announce(ledger, _place(name, len(model.model.layers))))
+
+
+def _announce(ledger: Ledger, name: str) -> Callable[[Tensor], None]:
+    def arrived(param: Tensor) -> None:
+        assert param.grad is not None
+        ledger.mark(GRADIENTS, [param.grad])
+        ledger.moment = f"{_BACKWARD} from the gradient of {name} on"
+
+    return arrived
+
+
+def _place(name: str, layers: int) -> str:
+    """A parameter's name with its layer counted from the nearer end, so that it means the same at every depth."""
+    match = _LAYER.match(name)
+    if match is None:
+        return name
+    index = int(match[1])
+    if index < _NEAR:
+        return f"layer {index + 1}, {match[2]}"
+    if layers - index <= _NEAR:
+        return f"layer {layers - index} from the last, {match[2]}"
+    return f"an inner layer, {match[2]}"
+
+
+def _update(ledger: Ledger, model: PretrainingLlama, optimizer: torch.optim.Optimizer, config: RunConfig) -> None:
+    """One update as `training.train_step` makes it in one process."""
+    training = config.training
+    update = ledger.stage
+    micro_batches, in_backward = training.gradient_accumulation or 1, getattr(optimizer, "per_layer", False)
+    ids = torch.zeros(training.batch_size, config.data.max_length, dtype=torch.int64)
+    lengths = torch.full((training.batch_size,), config.data.max_length)
+    if in_backward:
+        optimizer.begin_update(micro_batches, training.grad_clipping)  # type: ignore[attr-defined]
+    for number in range(1, micro_batches + 1):
+        ledger.stage = f"{update}, micro-batch {number}" if micro_batches > 1 else update
+        (model(ids, lengths) / ids.numel()).backward()
+    ledger.stage, ledger.moment = update, "optimizer"
+    if not in_backward:
+        norm = gradient_norm(optimizer, World(META))
+        if training.grad_clipping > 0:
+            clip_gradients(optimizer, norm, training.grad_clipping)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _complete(optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimizer of the engine, which only allocates on meta, update there too.
+
+    A fresh state is zero, hence no basis settled; on meta its values could not say so.
+    """
+    if not isinstance(optimizer, EngineOptimizer):
+        return
+    if any(storage == "int8" for managed in optimizer.managed.values() for _, _, storage in managed.specs):
+        precision.prepare_codes(torch.device("cpu"))  # loads the operations
+        for signed in (True, False):
+            precision._CODES[signed, META] = torch.empty(256, device=META)
+    for param, managed in optimizer.managed.items():
+        managed.settled = False if managed.rule.refreshes else None
+        if optimizer.layers is not None:
+            param.register_post_accumulate_grad_hook(optimizer.layers._on_gradient)
+
+
+def _kind(name: str, specs: dict[str, str]) -> str:
+    own = specs.get(name) or specs.get(name.removesuffix("_absmax"))
+    return own or next((kind for part, kind in _OF_LIBRARIES if part in name), "statistic")
+
+
+def _with_fused_attention(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """An attention layer that runs fused attention, as on a CPU or GPU.
+
+    Meta tensors alone take the variant that keeps all probabilities. The mode is set within the layer, since the
+    backward pass, where checkpointed layers run again, takes off those that are set around it.
+    """
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with _FusedAttention():
+            return forward(*args, **kwargs)
+
+    return run
+
+
+class _FusedAttention(TorchFunctionMode):
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        called = _fused if function is scaled_dot_product_attention else function
+        return called(*args, **(kwargs or {}))
+
+
+def _fused(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return fused(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]

@@ -1,0 +1,164 @@
+"""The model: transformers' LLaMA with a forward pass made for pretraining."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from loguru import logger
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from peft_pretraining.errors import UsageError
+from peft_pretraining.flags.fields import flag
+from peft_pretraining.model.attention import ATTENTION
+from peft_pretraining.model.loss import linear_cross_entropy
+from peft_pretraining.model.padding import token_layout
+from peft_pretraining.model.shape import load_llama_config
+
+_DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float32": torch.float32,
+    "fp32": torch.float32,
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    _argument_group_name: ClassVar[str] = "model"
+
+    model_config: str = flag(help="JSON file with the shape of the model, such as configs/llama_60m.json")
+    use_hf_model: bool = flag(
+        False, help="transformers' own forward pass, with attention mask and full logits (slower)"
+    )
+    activation_checkpointing: bool = flag(
+        False, help="keep the input of each layer only and run the layer again in the backward pass"
+    )
+    compile_model: bool = flag(
+        False, help="run decoder layers and loss through torch.compile: faster, after some compiling"
+    )
+    dtype: str = flag("bfloat16", help="of weights, activations and gradients: bfloat16 (bf16) or float32 (fp32)")
+
+    def __post_init__(self) -> None:
+        if self.dtype in ("float16", "fp16", "half"):
+            raise UsageError(
+                f"--dtype {self.dtype}: gradients underflow in fp16, whose smallest number is 6e-8, and "
+                "nothing here scales the loss. Use --dtype bfloat16"
+            )
+        if self.dtype not in _DTYPES:
+            raise UsageError(f"--dtype {self.dtype}: unknown. Use one of {', '.join(_DTYPES)}")
+        if self.use_hf_model and self.compile_model:
+            raise UsageError("--compile_model does nothing for --use_hf_model. Drop one of them")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return _DTYPES[self.dtype]
+
+
+class PretrainingLlama(nn.Module):
+    """A LLaMA whose forward pass is the pretraining loss; parameter names are those of LlamaForCausalLM.
+
+    `config` is the LlamaConfig. Decoder layers are `model.layers`; each is compiled by itself under
+    `compiled`, so that gradients arrive layer by layer and FSDP2 can shard each layer.
+    """
+
+    def __init__(self, llama: LlamaForCausalLM, *, plain: bool = False, compiled: bool = False) -> None:
+        super().__init__()
+        self.config: LlamaConfig = llama.config
+        self.model = llama.model
+        self.lm_head = llama.lm_head
+        self.plain = plain
+        self.compiled = compiled
+        if compiled:
+            for layer in self.model.layers:
+                layer.compile(dynamic=True)
+
+    def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        """Sum of the cross-entropies of all next tokens, 0-D fp32: `(lengths - 1).clamp_min(0).sum()` terms.
+
+        input_ids: (rows, length) int64, right padded. lengths: (rows,) int64, the number of real tokens of
+        each row, in 0..length. Both are best left on the CPU: counting there spares a wait for the
+        accelerator.
+        """
+        device = self.lm_head.weight.device
+        if self.plain:
+            return self._plain_loss(input_ids.to(device), lengths.to(device))
+        layout = token_layout(lengths, input_ids.shape[1])
+        flat_ids = input_ids.flatten().to(device, non_blocking=True)
+        layout = layout.to(device)
+        hidden = self.model(
+            flat_ids[layout.origin][None],
+            position_ids=layout.positions[None],
+            use_cache=False,
+            origin=layout.origin,
+            batch_shape=tuple(input_ids.shape),
+        ).last_hidden_state[0]
+        labels = flat_ids[layout.targets]
+        scored = hidden[layout.scored]
+        return linear_cross_entropy(scored, self.lm_head.weight, labels, compiled=self.compiled)
+
+    def _plain_loss(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        mask = places < lengths[:, None]
+        hidden = self.model(input_ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
+        logits = self.lm_head(hidden).float()
+        labels = input_ids.masked_fill(~mask, -100)[:, 1:]
+        return cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten(), reduction="sum")
+
+
+def build_model(config: ModelConfig, device: torch.device | str, seed: int) -> PretrainingLlama:
+    """A freshly initialised model on `device`; its weights depend on the seed and the shape alone.
+
+    On the meta device the weights have shapes only. Raises UsageError for a config file that is missing or
+    wrong.
+    """
+    llama_config = load_llama_config(config.model_config)
+    llama_config.dtype = config.torch_dtype
+    llama_config._attn_implementation = "sdpa" if config.use_hf_model else ATTENTION
+    try:
+        with torch.device("meta"):
+            llama = LlamaForCausalLM(llama_config)
+    except Exception as error:
+        raise UsageError(
+            f"--model_config {config.model_config}: no model can be made of it ({type(error).__name__}: {error}). "
+            "Correct the file"
+        ) from error
+    nn.Module.to(llama, config.torch_dtype)
+    # Pads never reach the loss. Were this id a real token of the tokenizer, the flag would freeze its
+    # embedding.
+    llama.model.embed_tokens.padding_idx = None
+    if torch.device(device).type != "meta":
+        _initialise(llama, torch.device(device), seed)
+    if config.activation_checkpointing:
+        llama.activation_checkpointing_enable({"use_reentrant": False})
+    model = PretrainingLlama(llama, plain=config.use_hf_model, compiled=config.compile_model)
+    millions = parameter_count(model) / 1e6
+    logger.info("{}: {:.1f}M parameters in {}", config.model_config, millions, config.dtype)
+    return model
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of weights; those of tied embeddings count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _initialise(llama: LlamaForCausalLM, device: torch.device, seed: int) -> None:
+    """LLaMA's initialisation, N(0, initializer_range) for matrices, one for norms, zero for biases.
+
+    Drawn one tensor at a time on the CPU in fp32: the same on every device and dtype, and 7B never stand in
+    fp32 at once.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    spread = llama.config.initializer_range
+    weights = {}
+    for name, parameter in llama.named_parameters():
+        if parameter.dim() == 2:
+            values = torch.empty(parameter.shape).normal_(0.0, spread, generator=generator)
+        else:
+            values = torch.zeros(parameter.shape) if name.endswith("bias") else torch.ones(parameter.shape)
+        weights[name] = nn.Parameter(values.to(device, parameter.dtype))
+    llama.load_state_dict(weights, strict=False, assign=True)
+    llama.tie_weights()
+    llama.model.rotary_emb = LlamaRotaryEmbedding(llama.config).to(device)  # fp32 in every dtype

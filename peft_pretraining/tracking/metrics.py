@@ -1,0 +1,111 @@
+"""metrics.jsonl: a line an update and one an evaluation, none lost or doubled however often a run resumes."""
+
+import contextlib
+import json
+import math
+import os
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, ClassVar
+
+import torch
+
+from peft_pretraining.errors import UsageError
+from peft_pretraining.flags.fields import flag
+
+Record = dict[str, Any]
+_MOST = 2**53  # no update and no loss is larger; larger whole numbers are no floats
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """The name of a run and where its metrics go."""
+
+    _argument_group_name: ClassVar[str] = "reports"
+
+    name: str | None = flag(None, help="name of the run, and of its folder under runs/ without --save_dir")
+    tags: str | None = flag(None, help="tags of the run in wandb, separated by commas")
+    wandb_mode: str = flag(
+        "auto",
+        choices=("auto", "online", "offline", "disabled"),
+        help="auto: online where credentials exist, otherwise off with a notice",
+    )
+    wandb_project: str | None = flag(None, help="wandb project (default: thrift-llama)")
+    wandb_run_name: str | None = flag(None, help="name of the run in wandb (default: --name)")
+    wandb_job_type: str | None = flag(None, help="job type of the run in wandb")
+    log_details: bool = flag(
+        False,
+        help="also report, layer by layer, gradient, update and weight norms, effective rank, captured energy and "
+        "drift of projections, second moments, and the applied learning rates; not under --parallel fsdp",
+    )
+    details_every: int = flag(10, help="updates between two reports of --log_details")
+
+    def __post_init__(self) -> None:
+        if self.details_every < 1:
+            raise UsageError(f"--details_every {self.details_every}: give at least 1")
+
+
+class MetricsFile:
+    """metrics.jsonl, written line by line, so that a killed run loses none that came before."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[str] | None = None
+
+    def continue_after(self, update: int, history: Path | None = None) -> None:
+        """Opens the file without what a run that went further than `update` wrote, and without a cut last
+        line.
+
+        history: the metrics of the run that is continued in another folder; taken over where there are none
+        yet.
+        """
+        source = self._path if self._path.exists() or history is None else history
+        kept = [line for line in _complete_lines(source) if _update_of(line) <= update]
+        partial = self._path.with_suffix(".partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        os.replace(partial, self._path)
+        self._file = open(self._path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+
+    def write(self, record: Record) -> None:
+        """Appends a line; numbers that JSON lacks become null."""
+        assert self._file is not None
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
+
+    def close(self) -> None:
+        """What a full disk did not take has been reported when it was written."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+
+
+def _complete_lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return [line for line in file if line.endswith("\n")]
+
+
+def _update_of(line: str) -> float:
+    """The update of a line; infinite, so never kept, where it is no record."""
+    try:
+        record = json.loads(line)
+        update, losses = record["update_step"], [record.get(name) for name in ("loss", "eval_loss")]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return math.inf
+    whole = type(update) is int and 0 <= update < _MOST
+    usable = whole and all(loss is None or (type(loss) in (int, float) and not abs(loss) > _MOST) for loss in losses)
+    return update if usable else math.inf
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """The records of a metrics.jsonl, in order; lines that are none are left out."""
+    return [json.loads(line) for line in _complete_lines(path) if math.isfinite(_update_of(line))]
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Largest memory so far in MB (10^6 bytes): CUDA's allocator, or this process's resident set on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

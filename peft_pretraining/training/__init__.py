@@ -1,0 +1,1 @@
+"""The training of a run: its updates, evaluation, schedule, and what is logged of them."""

@@ -1,0 +1,186 @@
+"""What a run reports as it goes on: a bar and log lines for people, metrics.jsonl for programs, and wandb."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import torch
+from loguru import logger
+from tqdm import tqdm
+
+from optimizers.engine.sharding import local
+from peft_pretraining.errors import UsageError
+from peft_pretraining.run_folder.layout import METRICS, folder_of
+from peft_pretraining.tracking.loss_curve import draw_loss_curve
+from peft_pretraining.tracking.metrics import MetricsFile, Record, peak_memory_mb, read_metrics
+from peft_pretraining.tracking.wandb_run import Tracker, start_tracker
+from peft_pretraining.training.evaluation import Evaluation
+from peft_pretraining.training.step import StepResult
+
+if TYPE_CHECKING:
+    from peft_pretraining.training.run import Run
+
+SUMMARY, LOSS_CURVE = "summary.json", "loss.png"
+
+
+def configure_logging(rank: int, processes: int) -> None:
+    """Log lines go to stderr above the bar: all of rank 0's, warnings of the others with their rank."""
+    logger.remove()
+    origin = f"[rank {rank}] " if processes > 1 else ""
+    logger.add(
+        lambda line: tqdm.write(line, file=sys.stderr, end=""),
+        level="INFO" if rank == 0 else "WARNING",
+        format=f"<dim>{{time:HH:mm:ss}}</dim> <level>{{level: <7}}</level> {origin}{{message}}",
+        colorize=sys.stderr.isatty(),
+    )
+
+
+class Logbook:
+    """Open while the run trains; does something on the main process only."""
+
+    def __init__(self, run: "Run") -> None:
+        self._run = run
+        self._tracker = Tracker()
+        self._warned: set[str] = set()
+        self._metrics = MetricsFile(run.folder.path / METRICS)
+        self._bar = tqdm(
+            total=run.updates,
+            initial=run.progress.update,
+            unit="update",
+            disable=not run.world.is_main,
+            # A log file needs no line every tenth of a second.
+            mininterval=0.1 if sys.stderr.isatty() else 10.0,
+            dynamic_ncols=True,
+        )
+
+    def __enter__(self) -> Self:
+        with self._run.world.together():
+            if self._run.world.is_main:
+                self._open()
+        return self
+
+    def _open(self) -> None:
+        run = self._run
+        source = run.config.checkpoint.continue_from
+        history = None if source in (None, "auto") else folder_of(Path(source)) / METRICS
+        try:
+            self._metrics.continue_after(run.progress.update, history)
+        except OSError as error:
+            raise UsageError(f"--save_dir {run.folder.path}: metrics cannot be written ({error})") from error
+        self._tracker = start_tracker(run.config, run.folder.path)
+        if hasattr(run.optimizer, "routing_table"):
+            logger.info("which parameter is updated how:\n{}", run.optimizer.routing_table())
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._bar.close()
+        self._run.data.close()
+        self._metrics.close()
+        self._tracker.finish(exit_status=0 if error is None else 1)
+
+    def update(self, result: StepResult) -> None:
+        """Reports an update."""
+        self._pass_on_warnings()  # of every process: each refreshes bases of its own
+        if not self._run.world.is_main:
+            return
+        speed = result.tokens / result.seconds
+        record: Record = {
+            "update_step": result.update,
+            "loss": result.loss,
+            "lr": result.lr,
+            "grad_norm": result.grad_norm,
+            "tokens_seen": result.tokens_seen,
+            "tokens_per_second": round(speed, 1),
+            "step_seconds": round(result.seconds, 6),
+            **{f"{phase}_seconds": round(seconds, 6) for phase, seconds in result.phases.items()},
+            "peak_memory_mb": round(peak_memory_mb(self._run.world.device), 1),
+        }
+        if result.bytes_sent:
+            record["sent_mb"] = round(result.bytes_sent / 1e6, 6)
+        if result.skipped:
+            record["skipped"] = True
+        self._write(record | result.details)
+        self._bar.update()
+        self._bar.set_postfix(
+            {"loss": f"{result.loss:.3f}", "lr": f"{result.lr:.2e}", "tokens/s": f"{speed:,.0f}"},
+            refresh=False,
+        )
+
+    def _pass_on_warnings(self) -> None:
+        """Says once each what the optimizer has borne."""
+        for warning in getattr(self._run.optimizer, "warnings", {}).keys() - self._warned:
+            self._warned.add(warning)
+            logger.warning("optimizer: {}", warning)
+
+    def evaluation(self, result: Evaluation | None) -> None:
+        """Reports an evaluation; None is one that was given up because the run is asked to stop."""
+        if result is None:
+            return
+        record: Record = {
+            "update_step": self._run.progress.update,
+            "eval_loss": result.loss,
+            "eval_perplexity": result.perplexity,
+            "eval_tokens": result.tokens,
+            "eval_bits_per_byte": result.bits_per_byte,
+        }
+        biased = self._run.config.training.evaluation == "published"
+        if biased:
+            record["eval_published"] = True
+        self._run.progress.evaluated_at = self._run.progress.update
+        self._run.progress.evaluation = record
+        if self._run.world.is_main:
+            self._write(record)
+            logger.info(
+                "update {}: evaluation loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte, {:,} tokens{}",
+                record["update_step"],
+                result.loss,
+                result.perplexity,
+                result.bits_per_byte,
+                result.tokens,
+                " (loss biased as published)" if biased else "",
+            )
+
+    def summarize(self, checkpoint: "Path") -> None:
+        """Leaves summary.json and loss.png in the run folder and says what came out. A collective."""
+        run, folder = self._run, self._run.folder.path
+        passed_over = sum((Counter(counts) for counts in run.world.gather_objects(run.data.counters)), Counter())
+        # Copies of the state count once, shards add up: the figure is that of the method, not of the layout.
+        states = run.world.gather_objects(_state_bytes(run.optimizer))
+        if not run.world.is_main:
+            return
+        draw_loss_curve(read_metrics(folder / METRICS), folder / LOSS_CURVE)
+        summary = {
+            **run.progress.evaluation,
+            "updates": run.progress.update,
+            "skipped_updates": run.progress.skipped,
+            "tokens_seen": run.progress.tokens_seen,
+            "training_seconds": round(run.progress.seconds, 3),
+            "peak_memory_mb": round(peak_memory_mb(run.world.device), 1),
+            "optimizer_state_bytes": states[0] if run.replicated else sum(states),
+            "checkpoint": str(checkpoint),
+            "loss_curve": str(folder / LOSS_CURVE),
+            "data_faults": dict(passed_over),
+        }
+        (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        self._bar.close()
+        logger.info("validation perplexity {:.2f}", run.progress.evaluation["eval_perplexity"])
+        logger.info("checkpoint {}", checkpoint)
+        logger.info("loss curve {}", folder / LOSS_CURVE)
+
+    def _write(self, record: Record) -> None:
+        try:
+            self._metrics.write(record)
+        except OSError as error:
+            folder = self._run.folder
+            raise UsageError(
+                f"--save_dir {folder.path}: metrics cannot be written ({error}). {folder.last_good()}"
+            ) from error
+        self._tracker.log(record)
+
+
+def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the state tensors on this process; tables that several share count once."""
+    tensors = [local(t) for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
+    return sum({t.data_ptr(): t.nbytes for t in tensors}.values())

@@ -1,0 +1,200 @@
+"""A run: everything that belongs to one pretraining job, built anew or brought back from a checkpoint."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from loguru import logger
+from torch import Tensor
+
+from optimizers import build_optimizer
+from optimizers.engine.distributed import replicate
+from peft_pretraining.checkpoint import load_checkpoint
+from peft_pretraining.checkpoint.background import BackgroundSave
+from peft_pretraining.checkpoint.optimizer_state import Groups, group_values, parameter_names
+from peft_pretraining.checkpoint.progress import Progress
+from peft_pretraining.checkpoint.rng import prepare_randomness
+from peft_pretraining.data import TrainingData, build_data
+from peft_pretraining.distributed.world import World, parallelize
+from peft_pretraining.errors import UsageError
+from peft_pretraining.flags.fields import RunConfig
+from peft_pretraining.model.llama import PretrainingLlama, build_model
+from peft_pretraining.run_folder.layout import RunFolder, choose_folder, find_checkpoint, locked
+from peft_pretraining.training.layer_stats import Details, warn_of_gaps
+from peft_pretraining.training.preemption import StopSignals
+from peft_pretraining.training.schedule import Schedule, build_schedule
+
+CONFIGURATION = "run.json"
+
+
+@dataclass
+class Run:
+    """What training, evaluation and checkpoints work on.
+
+    names: the name of every parameter that is trained. constructed_groups: the optimizer's settings before
+    its first update. last_saved: the update of the newest checkpoint in the run folder, or under way to it.
+    saving: the checkpoint under way in the background. details: of the main process, where they are asked for.
+    stopping: whether all processes have agreed to stop after the current update.
+    """
+
+    config: RunConfig
+    world: World
+    stop: StopSignals
+    folder: RunFolder
+    model: PretrainingLlama
+    data: TrainingData
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    names: dict[Tensor, str]
+    constructed_groups: Groups
+    progress: Progress
+    last_saved: int | None = None
+    saving: BackgroundSave | None = None
+    details: Details | None = None
+    stopping: bool = False
+
+    @property
+    def updates(self) -> int:
+        """Updates of the whole run."""
+        return self.schedule.updates
+
+    def remaining_updates(self) -> Iterator[int]:
+        """The updates still to do, counted from 1."""
+        while self.progress.update < self.updates and not self.stopping:
+            yield self.progress.update + 1
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens `every` updates, and after the last one, happens now."""
+        update = self.progress.update
+        return update > 0 and (update % every == 0 or update == self.updates)
+
+    @property
+    def replicated(self) -> bool:
+        """Whether several processes hold copies of the model."""
+        return self.world.world_size > 1 and self.config.parallel.parallel == "ddp"
+
+    @property
+    def updates_in_backward(self) -> bool:
+        """Whether the optimizer updates each parameter inside the backward pass and frees its gradient."""
+        return getattr(self.optimizer, "per_layer", False)
+
+    @property
+    def evaluation_due(self) -> bool:
+        return self.due(self.config.training.eval_every) and self.progress.evaluated_at != self.progress.update
+
+    @property
+    def checkpoint_due(self) -> bool:
+        return self.stopping or self.due(self.config.checkpoint.save_every)
+
+
+@contextmanager
+def run_folder(config: RunConfig, world: World) -> Iterator[RunFolder]:
+    """The run's folder, locked against other runs by the main process."""
+    folder = RunFolder(world.from_main(choose_folder(config.checkpoint, config.logging.name)))
+    with ExitStack() as stack:
+        with world.together():
+            if world.is_main:
+                stack.enter_context(locked(folder.path, fresh=config.checkpoint.continue_from is None))
+        yield folder
+
+
+def restore_or_start(config: RunConfig, world: World, stop: StopSignals, folder: RunFolder) -> Run:
+    """Builds the run, and brings it to where the checkpoint it continues from was. A collective.
+
+    Raises UsageError for flags that do not fit together and for a checkpoint of another run.
+    """
+    source = _find(config, world, folder)
+    prepare_randomness(config.training.seed, config.training.deterministic)
+    run = _build(config, world, stop, folder)
+    if source is not None:
+        load_checkpoint(run, source)
+        if source.parent.resolve() == folder.path.resolve():
+            run.last_saved = run.progress.update
+        logger.info("continuing from {}, update {} of {}", source, run.progress.update, run.updates)
+    with world.together():
+        if world.is_main:
+            _settle_in(run)
+    if world.is_main and config.logging.log_details:
+        run.details = _watch(run)
+    return run
+
+
+def _watch(run: Run) -> Details:
+    training = run.config.training
+    warn_of_gaps(run.optimizer, run.replicated, training.grad_clipping > 0, training.gradient_accumulation or 1)
+    return Details(run.optimizer, run.names, run.config.logging.details_every)
+
+
+def _find(config: RunConfig, world: World, folder: RunFolder) -> Path | None:
+    with world.together():
+        source = find_checkpoint(config.checkpoint, folder) if world.is_main else None
+    return world.from_main(source)
+
+
+def _build(config: RunConfig, world: World, stop: StopSignals, folder: RunFolder) -> Run:
+    training = config.training
+    with world.together():
+        model = build_model(config.model, world.device, training.seed)
+    assert training.total_batch_size is not None
+    data = build_data(
+        config.data,
+        vocab_size=model.config.vocab_size,
+        batch_size=training.batch_size,
+        global_batch=training.total_batch_size,
+        rank=world.rank,
+        world_size=world.world_size,
+        seed=training.seed,
+    )
+    parallelize(model, config.parallel, world)
+    with world.together():
+        optimizer = _build_optimizer(config, model)
+    if world.world_size > 1 and config.parallel.parallel == "ddp":
+        replicate(optimizer)
+    return Run(
+        config=config,
+        world=world,
+        stop=stop,
+        folder=folder,
+        model=model,
+        data=data,
+        optimizer=optimizer,
+        schedule=build_schedule(config.schedule, training.num_training_steps),
+        names=parameter_names(model, optimizer),
+        constructed_groups=group_values(optimizer),
+        progress=Progress(),
+    )
+
+
+def _build_optimizer(config: RunConfig, model: PretrainingLlama) -> torch.optim.Optimizer:
+    chosen = config.optimizer
+    try:
+        optimizer = build_optimizer(chosen.optimizer, model, chosen.lr, **chosen.arguments())
+        if getattr(optimizer, "per_layer", False):
+            # Refuses what it cannot accumulate.
+            clipping = config.training.grad_clipping
+            optimizer.begin_update(config.training.gradient_accumulation or 1, clipping)  # type: ignore[attr-defined]
+            if clipping > 0:
+                logger.info("--grad_clipping {} limits the norm of each parameter", clipping)
+    except (ValueError, ImportError) as error:
+        raise UsageError(f"--optimizer {chosen.optimizer}: {error}") from error
+    if hasattr(optimizer, "trusts_gradients"):
+        optimizer.trusts_gradients = True  # an update with a non-finite norm is skipped before it
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+    return optimizer
+
+
+def _settle_in(run: Run) -> None:
+    """Leaves in the folder what this run is, and nothing of a run that went further and is not continued."""
+    run.folder.set_aside_after(run.progress.update)
+    path = run.folder.path / CONFIGURATION
+    partial = path.with_suffix(".partial")
+    try:
+        partial.write_text(json.dumps(run.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UsageError(f"--save_dir {run.folder.path}: the run folder cannot be written ({error})") from error

@@ -1,0 +1,305 @@
+"""One update of the weights, and the settings of the loop around it."""
+
+import math
+import time
+from dataclasses import dataclass
+from functools import partial
+from statistics import fmean, pstdev
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from loguru import logger
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from optimizers.engine.distributed import synchronize
+from peft_pretraining.distributed.world import World, set_last_micro_batch
+from peft_pretraining.errors import UsageError
+from peft_pretraining.flags.fields import TokenCount, flag
+from peft_pretraining.training.timer import PhaseClock
+
+if TYPE_CHECKING:
+    from peft_pretraining.checkpoint.progress import Progress
+    from peft_pretraining.data import Batch
+    from peft_pretraining.training.run import Run
+
+FEWEST_LOSSES = 20  # a mean and a deviation of fewer say little about a spike
+
+_COUNTS = (
+    "batch_size",
+    "gradient_accumulation",
+    "total_batch_size",
+    "num_training_steps",
+    "max_train_tokens",
+    "eval_every",
+)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How much is trained in one update and in the run, and what happens when an update goes wrong."""
+
+    _argument_group_name: ClassVar[str] = "training"
+
+    batch_size: int = flag(16, help="sequences a process works on at once (one micro-batch)")
+    gradient_accumulation: int | None = flag(None, help="micro-batches a process sums into an update (default: 1)")
+    total_batch_size: int | None = flag(
+        None,
+        help="sequences of an update over all processes (default: batch_size x accumulation x processes)",
+    )
+    num_training_steps: int = flag(10_000, help="updates of the weights in the run")
+    max_train_tokens: TokenCount | None = flag(
+        None,
+        help="length of the run in tokens instead of updates, as 100M or 1.5B; counts max_length positions a "
+        "sequence, padding included",
+    )
+    grad_clipping: float = flag(0.0, help="largest global norm of the gradient; 0 does not clip")
+    eval_every: int = flag(5_000, help="updates between evaluations; the last update is always evaluated")
+    evaluation: str = flag(
+        "exact",
+        choices=("exact", "published"),
+        help="exact: sum of losses over tokens; published: the biased mean of the published harness",
+    )
+    seed: int = flag(0, help="seed of the weights, and of the data order without --data_seed")
+    deterministic: bool = flag(False, help="deterministic kernels only: the same command gives the same losses")
+    max_bad_steps: int = flag(10, help="skipped updates in a row, for a non-finite loss or gradient, that a run bears")
+    spike_window: int = flag(100, help="updates whose losses a loss spike is judged by; 0 does not look")
+    spike_zscore: float = flag(6.0, help="standard deviations above the window's mean that make a loss spike")
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name} {value}: give at least 1")
+        for name in ("grad_clipping", "max_bad_steps", "spike_window", "seed"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"--{name} {getattr(self, name)}: give 0 or more")
+        if 0 < self.spike_window < FEWEST_LOSSES:
+            raise UsageError(
+                f"--spike_window {self.spike_window}: give at least {FEWEST_LOSSES} updates to judge by, or 0 for none"
+            )
+        if not self.spike_zscore > 0:
+            raise UsageError(f"--spike_zscore {self.spike_zscore}: give a number above 0")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One update. loss: nats a token over the whole update, before it. grad_norm: before clipping.
+    Where gradients travel projected between processes, it is the norm of what travelled: of the projections.
+
+    tokens: real input tokens of all processes. skipped: nothing was changed, because the loss or the norm was
+    not finite. bytes_sent: of gradients and bases, by this process. phases: seconds by part of the update,
+    without the time between them. details: columns of --log_details, on the main process where they are due.
+    """
+
+    update: int
+    loss: float
+    lr: float
+    grad_norm: float | None
+    tokens: int
+    tokens_seen: int
+    skipped: bool
+    bytes_sent: int
+    seconds: float
+    phases: dict[str, float]
+    details: dict[str, float]
+
+
+class TrainingStopped(Exception):
+    """The run cannot go on; the message says why and which checkpoint is the last good one."""
+
+
+def train_step(run: "Run") -> StepResult:
+    """One update from the next data. A collective; waits for the device after the backward passes and after
+    the sum.
+
+    Raises TrainingStopped after more than --max_bad_steps skipped updates in a row.
+    """
+    clock, started = PhaseClock(run.world.device), time.perf_counter()
+    factor = run.schedule(run.progress.update + 1)
+    for group in run.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    with clock("data"):
+        batches = next(run.data).micro_batches
+    counts = _sum(run, _count_tokens(batches, run.world.device), clock)
+    _open_update(run, len(batches), clock)
+    sent = _bytes_sent(run)
+    loss_sum = _accumulate_gradients(run, batches, counts[0], clock)
+    with clock("optimizer"):
+        loss, norm = _update_weights(run, loss_sum, clock)
+    scored, tokens = counts.tolist()
+    seconds = time.perf_counter() - started
+    skipped = not (math.isfinite(loss) and (norm is None or math.isfinite(norm)))
+    _note(run.progress, skipped, int(tokens), seconds)
+    result = StepResult(
+        update=run.progress.update,
+        loss=loss / max(scored, 1),
+        lr=run.config.optimizer.lr * factor,
+        grad_norm=norm,
+        tokens=int(tokens),
+        tokens_seen=run.progress.tokens_seen,
+        skipped=skipped,
+        bytes_sent=_bytes_sent(run) - sent,
+        seconds=seconds,
+        phases=clock.read(),
+        details={} if run.details is None else run.details.end(),
+    )
+    _judge(run, result)
+    return result
+
+
+def _open_update(run: "Run", micro_batches: int, clock: PhaseClock) -> None:
+    """Tells those who take part in the update that it begins."""
+    if run.details is not None:
+        run.details.begin(run.progress.update + 1)
+    if run.replicated:
+        run.optimizer.exchange.timed = partial(clock, "communication")  # type: ignore[attr-defined]
+    if run.updates_in_backward:
+        run.optimizer.begin_update(micro_batches, run.config.training.grad_clipping)  # type: ignore[attr-defined]
+
+
+def _sum(run: "Run", tensor: Tensor, clock: PhaseClock) -> Tensor:
+    """Sums `tensor` over all processes in place. A collective; waiting for the others counts as communication."""
+    if run.world.world_size == 1:
+        return tensor
+    with clock("communication"):
+        return run.world.all_reduce(tensor)
+
+
+def _accumulate_gradients(run: "Run", batches: "list[Batch]", tokens: Tensor, clock: PhaseClock) -> Tensor:
+    """Backward passes of this process's micro-batches. Returns its loss sum, 0-D float64, not waited for.
+
+    Each micro-batch is divided by the scored tokens of the whole update, so gradients only have to be added
+    up.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=run.world.device)
+    divisor = tokens.clamp_min(1).float()
+    for index, batch in enumerate(batches):
+        # An update inside the backward pass needs the sum of every micro-batch's gradient at once.
+        set_last_micro_batch(run.model, last=run.updates_in_backward or index == len(batches) - 1)
+        with clock("forward"):
+            loss = run.model(batch.input_ids, batch.lengths)
+        total += loss.detach()
+        if run.updates_in_backward and not _sum(run, loss.detach().double(), clock).isfinite():
+            # The backward pass would change the weights: nothing can be skipped after it.
+            continue
+        with clock("backward"):
+            (loss / divisor).backward()
+    return total
+
+
+def _update_weights(run: "Run", loss_sum: Tensor, clock: PhaseClock) -> tuple[float, float | None]:
+    """Sums, clips and applies the gradients if all processes have finite ones; also notes a wish to stop.
+
+    Returns the loss summed over processes, and the norm of the summed gradient before clipping: None where
+    updates were made in the backward pass and gradients are gone.
+    """
+    world, optimizer, clipping = run.world, run.optimizer, run.config.training.grad_clipping
+    norm = None if run.updates_in_backward else gradient_norm(optimizer, world)
+    finite = torch.ones_like(loss_sum) if norm is None else norm.isfinite().to(loss_sum)
+    facts = torch.stack([loss_sum, 1 - finite, torch.full_like(finite, run.stop.requested)])
+    loss, bad, stops = _sum(run, facts, clock).tolist()
+    run.stopping = stops > 0
+    if norm is None:
+        if math.isfinite(loss):
+            optimizer.step()
+        else:
+            optimizer.abandon_update()  # type: ignore[attr-defined]
+        return loss, None
+    good = math.isfinite(loss) and not bad
+    if good and run.replicated:
+        world.arrive()
+        # A gradient that travels projected is never whole, so clipping by its norm rules that out.
+        synchronize(optimizer, projected=clipping == 0)
+        norm = gradient_norm(optimizer, world)
+        good = bool(norm.isfinite())
+    if good:
+        if clipping > 0:
+            clip_gradients(optimizer, norm, clipping)
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss, float(norm) if good else math.nan
+
+
+def gradient_norm(optimizer: torch.optim.Optimizer, world: World) -> Tensor:
+    """The global norm of the gradients at hand, 0-D fp32, not waited for; sharded ones are added up over
+    processes.
+
+    Sums are fp32 also for bf16 gradients, whose own norms would be rounded to one part in 256.
+    """
+    gradients = _gradients(optimizer)
+    norms = torch._foreach_norm([_local(gradient) for gradient in gradients], 2, dtype=torch.float32)
+    if not norms:
+        return torch.zeros((), device=world.device)
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    if isinstance(gradients[0], DTensor):
+        norm = world.all_reduce(norm.square()).sqrt()
+    return norm
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, norm: Tensor, largest: float) -> None:
+    """Scales the gradients, whose global norm is `norm`, to a norm of at most `largest`."""
+    local = [_local(gradient) for gradient in _gradients(optimizer)]
+    torch._foreach_mul_(local, (largest / (norm + 1e-6)).clamp(max=1.0))
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The gradients, or what `synchronize` has made of those that travelled projected."""
+    projected = list(getattr(optimizer, "pending", {}).values())
+    return projected + [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+def _bytes_sent(run: "Run") -> int:
+    """Bytes of gradients and bases that this process has contributed to sums so far."""
+    return getattr(getattr(run.optimizer, "exchange", None), "bytes_sent", 0)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _count_tokens(batches: "list[Batch]", device: torch.device) -> Tensor:
+    """Scored tokens and real input tokens: float64, exact far beyond any batch."""
+    lengths = torch.cat([batch.lengths for batch in batches])
+    counts = torch.stack([(lengths - 1).clamp_min(0).sum(), lengths.sum()])
+    return counts.double().to(device)
+
+
+def _note(progress: "Progress", skipped: bool, tokens: int, seconds: float) -> None:
+    progress.update += 1
+    progress.tokens_seen += tokens
+    progress.seconds += seconds
+    progress.skipped += skipped
+    progress.bad_in_a_row = progress.bad_in_a_row + 1 if skipped else 0
+
+
+def _judge(run: "Run", result: StepResult) -> None:
+    """Says what went wrong in an update; ends the run when too many in a row were skipped."""
+    config, progress = run.config.training, run.progress
+    if result.skipped:
+        logger.warning(
+            "update {} is skipped: loss {:g}, gradient norm {}; {} skipped so far",
+            result.update,
+            result.loss,
+            result.grad_norm,
+            progress.skipped,
+        )
+        if progress.bad_in_a_row > config.max_bad_steps:
+            raise TrainingStopped(
+                f"{progress.bad_in_a_row} updates in a row had no finite loss or gradient (--max_bad_steps "
+                f"{config.max_bad_steps}). {run.folder.last_good()}; go on with a lower --lr or --skip_batches"
+            )
+        return
+    window = progress.recent_losses
+    if len(window) >= FEWEST_LOSSES and (spread := pstdev(window)) > 0:
+        score = (result.loss - fmean(window)) / spread
+        if score > config.spike_zscore:
+            logger.warning(
+                "loss spike at update {}: {:.4f} is {:.1f} standard deviations above the last {} updates",
+                result.update,
+                result.loss,
+                score,
+                len(window),
+            )
+    window.append(result.loss)
+    del window[: max(0, len(window) - config.spike_window)]
