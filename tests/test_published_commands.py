@@ -142,6 +142,13 @@ def test_every_published_flag_keeps_its_meaning(root: Any, monkeypatch: pytest.M
     check(parse(EVERY_FLAG, root, monkeypatch), ITS_MEANING)
 
 
+def test_what_one_more_flag_switches_off_is_no_contradiction(root: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A published line runs with one flag added, whatever belongs to what that flag switches off."""
+    check(parse(f"{_LDADAM} --rank 8 --wandb_mode disabled", root, monkeypatch), {"wandb_mode": "disabled"})
+    line = f"{_LLAMA_60M} --optimizer adam --log_details --details_every 5 --no_log_details"
+    check(parse(line, root, monkeypatch), {"log_details": False})
+
+
 @pytest.mark.parametrize("scheduler", ["linear", "cosine", "constant", "wsd"])
 def test_schedulers_are_accepted(scheduler: str, root: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     line = f"{_LLAMA_60M} --optimizer adam --scheduler {scheduler}"

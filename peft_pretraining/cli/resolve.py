@@ -98,10 +98,8 @@ def _check_processes(config: RunConfig, world_size: int) -> None:
 
 
 def _check_unused(config: RunConfig, given: Collection[str]) -> None:
-    wandb = [name for name in ("wandb_project", "wandb_run_name", "wandb_job_type") if name in given]
-    if config.logging.wandb_mode == "disabled" and wandb:
-        raise UsageError(f"--{wandb[0]} is not used with --wandb_mode disabled: leave one of them out")
-    if "details_every" in given and not config.logging.log_details:
+    # What a flag switches off takes its companions along in silence: a published line with one flag added must run.
+    if "details_every" in given and "log_details" not in given and not config.logging.log_details:
         raise UsageError(f"--details_every {config.logging.details_every} is not used without --log_details")
     for name, owners in config.optimizer.unused().items():
         value, method = getattr(config.optimizer, name), config.optimizer.optimizer

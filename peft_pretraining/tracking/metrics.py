@@ -15,6 +15,7 @@ from peft_pretraining.errors import UsageError
 from peft_pretraining.flags.fields import flag
 
 Record = dict[str, Any]
+_LONGEST_TAG = 64
 _MOST = 2**53  # no update and no loss is larger; larger whole numbers are no floats
 
 
@@ -25,11 +26,12 @@ class LoggingConfig:
     _argument_group_name: ClassVar[str] = "reports"
 
     name: str | None = flag(None, help="name of the run, and of its folder under runs/ without --save_dir")
-    tags: str | None = flag(None, help="tags of the run in wandb, separated by commas")
+    tags: str | None = flag(None, help="tags of the run in wandb, separated by commas, of at most 64 characters each")
     wandb_mode: str = flag(
         "auto",
         choices=("auto", "online", "offline", "disabled"),
-        help="auto: online where credentials exist, otherwise off with a notice",
+        help="auto: what WANDB_MODE says; else online where credentials exist and the server answers, offline where it "
+        "does not answer, and off without credentials",
     )
     wandb_project: str | None = flag(None, help="wandb project (default: thrift-llama)")
     wandb_run_name: str | None = flag(None, help="name of the run in wandb (default: --name)")
@@ -44,6 +46,13 @@ class LoggingConfig:
     def __post_init__(self) -> None:
         if self.details_every < 1:
             raise UsageError(f"--details_every {self.details_every}: give at least 1")
+        for tag in self.tag_list():
+            if len(tag) > _LONGEST_TAG and self.wandb_mode != "disabled":
+                raise UsageError(f"--tags {tag}: wandb takes tags of at most {_LONGEST_TAG} characters")
+
+    def tag_list(self) -> list[str]:
+        """The tags, without the empty ones that a stray comma makes."""
+        return [tag.strip() for tag in (self.tags or "").split(",") if tag.strip()]
 
 
 class MetricsFile:

@@ -1,11 +1,18 @@
 """Weights & Biases, which is optional: imported only where --wandb_mode asks for it."""
 
+import configparser
 import netrc
 import os
-from collections.abc import Mapping
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from loguru import logger
 
@@ -15,8 +22,13 @@ if TYPE_CHECKING:
     from peft_pretraining.flags.fields import RunConfig
 
 _PROJECT = "thrift-llama"
-_HOST = "api.wandb.ai"
+_URL = "https://api.wandb.ai"
 _RUN_ID = "wandb_id"
+_ANSWER_SECONDS = 5.0
+# What people set in the environment, wandb's own older names among it.
+_MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline"}
+_MODES |= dict.fromkeys(("disabled", "false", "0", "no", "off", "none"), "disabled")
+_MODES |= dict.fromkeys(("", "true", "1", "yes", "on", "auto"), "auto")
 
 
 class Tracker:
@@ -41,47 +53,139 @@ def start_tracker(config: "RunConfig", folder: Path) -> Tracker:
 
     Raises UsageError where wandb is asked for by name and is not installed or does not start.
     """
-    settings = config.logging
-    mode = settings.wandb_mode
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_credentials() else "disabled")
-        if mode == "disabled":
-            logger.info("wandb is off: no credentials (wandb login); metrics.jsonl in the run folder has everything")
-        elif find_spec("wandb") is None:
-            logger.info("wandb is off: it is not installed (pip install wandb)")
-            mode = "disabled"
+    asked = config.logging.wandb_mode
+    mode = _automatic_mode() if asked == "auto" else asked
     if mode == "disabled":
         return Tracker()
     if find_spec("wandb") is None:
         raise UsageError(f"--wandb_mode {mode} needs the package wandb: pip install wandb")
+    try:
+        return Tracker(_start(config, folder, mode))
+    except _failures() as error:
+        if asked != "auto" or mode == "offline":
+            raise UsageError(f"--wandb_mode {mode}: wandb does not start ({error}); try offline or disabled") from error
+        logger.warning("wandb is offline: it does not start ({})", " ".join(str(error).split()))
+        return Tracker(_start(config, folder, "offline"))
+
+
+def _start(config: "RunConfig", folder: Path, mode: str) -> Any:
     import wandb
 
-    try:
+    settings = config.logging
+    with _only_our_mode(mode):
         run = wandb.init(
             project=settings.wandb_project or _PROJECT,
             name=settings.wandb_run_name or settings.name,
             job_type=settings.wandb_job_type,
-            tags=[tag.strip() for tag in settings.tags.split(",")] if settings.tags else None,
+            tags=settings.tag_list() or None,
             config=config.to_dict(),
             mode=mode,  # type: ignore[arg-type]
             dir=str(folder),
             id=_run_id(folder),
-            resume="allow",
+            # Offline, wandb warns that it does not look for an earlier part; `wandb sync` joins the parts by their id.
+            resume="allow" if mode == "online" else None,
         )
-    except wandb.Error as error:
-        raise UsageError(f"--wandb_mode {mode}: wandb does not start ({error}); try offline or disabled") from error
+    _protect_forked_workers()
     run.define_metric("update_step")
     run.define_metric("*", step_metric="update_step")
-    return Tracker(run)
+    return run
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    import wandb
+
+    return wandb.Error, ValueError, OSError  # values that wandb's settings refuse are ValueErrors of pydantic
+
+
+@contextmanager
+def _only_our_mode(mode: str) -> Iterator[None]:
+    """While wandb reads the environment, its WANDB_MODE is one that wandb knows."""
+    before = os.environ.get("WANDB_MODE")
+    os.environ["WANDB_MODE"] = mode
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["WANDB_MODE"]
+        else:
+            os.environ["WANDB_MODE"] = before
+
+
+@cache
+def _protect_forked_workers() -> None:
+    """Removes wandb's import hook from processes that are forked from now on.
+
+    The hook reports imports to a thread of this process. In a forked data worker there is no such thread, and the
+    first import of a library that wandb counts would raise ForkedError.
+    """
+    os.register_at_fork(after_in_child=_remove_import_hooks)
+
+
+def _remove_import_hooks() -> None:
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("wandb.")]
+
+
+def _automatic_mode() -> str:
+    """What `auto` means here; says in one line why wandb is not online."""
+    mode = _environment_mode()
+    if mode == "disabled":
+        logger.info("wandb is off: the environment says so; metrics.jsonl in the run folder has everything")
+        return mode
+    if mode == "auto" and not _has_credentials():
+        logger.info("wandb is off: no credentials (wandb login); metrics.jsonl in the run folder has everything")
+        return "disabled"
+    if find_spec("wandb") is None:
+        logger.info("wandb is off: it is not installed (pip install wandb)")
+        return "disabled"
+    if mode == "auto":
+        mode = "online" if _answers(_base_url()) else "offline"
+        if mode == "offline":
+            logger.warning("wandb is offline: {} does not answer; `wandb sync` sends the run later", _base_url())
+    return mode
+
+
+def _environment_mode() -> str:
+    """online, offline, disabled, or auto where the environment does not choose."""
+    said = os.environ.get("WANDB_MODE", "")
+    mode = _MODES.get(said.strip().lower())
+    if mode is None:
+        raise UsageError(f"WANDB_MODE={said} in the environment: set online, offline or disabled, or give --wandb_mode")
+    off = os.environ.get("WANDB_DISABLED", "").strip().lower() in ("true", "1", "yes", "on")
+    return "disabled" if off else mode
+
+
+def _base_url() -> str:
+    """The server: of the environment, of `wandb login --host`, or the public one."""
+    if url := os.environ.get("WANDB_BASE_URL"):
+        return url
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
+    parser = configparser.ConfigParser()
+    try:
+        parser.read(folder / "settings", encoding="utf-8")
+        return parser.get("default", "base_url", fallback=_URL)
+    except (configparser.Error, OSError, UnicodeDecodeError):
+        return _URL
 
 
 def _has_credentials() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
+    host = urlsplit(_base_url()).hostname or ""
     try:
-        return netrc.netrc().authenticators(_HOST) is not None
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def _answers(url: str) -> bool:
+    """Whether a server answers at all, through the proxies of the environment if there are any."""
+    try:
+        urllib.request.urlopen(url, timeout=_ANSWER_SECONDS).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _run_id(folder: Path) -> str:

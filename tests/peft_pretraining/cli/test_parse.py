@@ -54,7 +54,7 @@ MISTAKES = {
     "unused subset": (["--subset_size", "8"], ["--subset_size 8", "adamw_sng"]),
     "unused cycle": (["--cycle_length", "8"], ["--cycle_length", "cosine_restarts"]),
     "cycle missing": (["--scheduler", "cosine_restarts"], ["--cycle_length"]),
-    "unused project": (["--wandb_mode", "disabled", "--wandb_project", "X"], ["--wandb_project", "disabled"]),
+    "tag too long": (["--tags", "a" * 70], ["--tags aaa", "64"]),
     "two lengths": (
         ["--max_train_tokens", "1M", "--num_training_steps", "10"],
         ["--max_train_tokens 1000000", "--num_training_steps 10"],

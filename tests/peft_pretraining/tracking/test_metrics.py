@@ -67,17 +67,6 @@ def test_peak_memory_is_this_process_s() -> None:
     assert held.numel() * 4 / 1e6 < peak_memory_mb(torch.device("cpu"))
 
 
-def test_wandb_offline_records_the_run(tmp_path: Path) -> None:
-    pytest.importorskip("wandb")
-    words = command(tmp_path / "run", "--wandb_mode", "offline", "--name", "tiny", "--tags", "a,b", updates=4)
-    env = {key: value for key, value in environment().items() if key != "WANDB_MODE"}
-    done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=120)
-    assert done.returncode == 0, done.stderr
-    stored = list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
-    assert len(stored) == 1 and stored[0].stat().st_size > 1000
-    assert b"eval_perplexity" in stored[0].read_bytes()
-
-
 def test_auto_without_credentials_is_a_notice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
