@@ -12,8 +12,9 @@ from .baselines import Lion
 from .engine import registry
 from .engine.optimizer import EngineOptimizer
 from .engine.options import EngineOptions
-from .engine.registry import Method, available, hyper, register
-from .galore import GaLoreAdafactor, GaLoreAdamW, GaLoreAdamW8bit, GaLoreLion
+from .engine.registry import Method, available, register
+from .engine.settings import Settings, beta, hyper
+from .galore_methods import GaLoreAdafactor, GaLoreAdamW, GaLoreAdamW8bit, GaLoreLion
 from .ldadam import LDAdamW
 from .sgd_boost import SGDBoost
 from .subset_norm import AdamWSN, AdamWSNG
@@ -27,21 +28,7 @@ def build_optimizer(name: str, model: nn.Module, lr: float, **arguments: Any) ->
     Raises ValueError for an unknown name (with near names), an argument that the method does not take, or a bad value.
     """
     method = registry.get(name)
-    settings, options = method.defaults(), dict(method.presets)
-    for key, value in arguments.items():
-        if key in settings:
-            settings[key] = value
-        elif method.engine and key in EngineOptions.names():
-            options[key] = value
-        elif key in EngineOptions.names():
-            raise ValueError(
-                f"{method.name} is a class of another library, which stores its state and takes its steps in its own "
-                f"way: it has no {key}; leave it out or choose a method of this package"
-            )
-        else:
-            takes = sorted(settings) + (list(EngineOptions.names()) if method.engine else [])
-            raise ValueError(f"{method.name} does not take {key}; it takes {', '.join(takes)}")
-    return method.build(model, lr, settings, options)
+    return method.make(model, lr, *method.sort(arguments))
 
 
 registry.load_all()
@@ -60,7 +47,9 @@ __all__ = [
     "Lion",
     "Method",
     "SGDBoost",
+    "Settings",
     "available",
+    "beta",
     "build_optimizer",
     "hyper",
     "register",

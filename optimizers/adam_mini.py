@@ -21,10 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from .engine.optimizer import EngineOptimizer
-from .engine.registry import Method, hyper, register, with_betas
+from .engine.registry import Method, register
 from .engine.roles import describe, role_of
 from .engine.rule import Decay, Scalars, State, StateSpec, UpdateRule
+from .engine.settings import hyper
 from .primitives import moments
+from .primitives.steps import AdamSettings
 
 ROW_ROLES = ("embedding", "head", "value", "attention_output", "mlp")
 HEAD_ROLES = ("query", "key")
@@ -33,27 +35,38 @@ ROLES = (*ROW_ROLES, *HEAD_ROLES, *UNDECAYED_ROLES)
 
 
 @dataclass(frozen=True)
+class AdamMiniSettings(AdamSettings):
+    """What Adam-mini takes."""
+
+    weight_decay: float = hyper(
+        0.0, "decoupled weight decay, applied before the step; none on norms and biases", at_least=0.0
+    )
+    one_block_value: bool = hyper(
+        False, "one block for the whole value matrix (the authors: runs under 20,000 updates)"
+    )
+    role: str | None = hyper(None, "the role of the group's parameters, found by the class", flag=False, choices=ROLES)
+
+
+@dataclass(frozen=True)
 class BlockStep(UpdateRule):
     """Adam with one second moment for each block of `block` consecutive elements (arXiv 2406.16793, algorithm 2)."""
 
     decay: ClassVar[Decay] = "before"
-    block: int = 1
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
+    h: AdamMiniSettings
+    block: int
 
     def state(self, shape: torch.Size) -> dict[str, StateSpec]:
-        specs = {"exp_avg": StateSpec(tuple(shape), "moment")} if self.beta1 else {}
+        specs = {"exp_avg": StateSpec(tuple(shape), "moment")} if self.h.beta1 else {}
         return {**specs, "exp_avg_sq": StateSpec((shape.numel() // self.block, 1), "second_moment")}
 
     def scalars(self, step: int, lr_ratio: float) -> dict[str, float]:
-        return moments.adam_scalars(step, self.beta1, self.beta2)
+        return moments.adam_scalars(step, self.h.beta1, self.h.beta2)
 
     def direction(self, grad: Tensor, state: State, s: Scalars, first: bool) -> Tensor:
         blocks = grad.reshape(-1, self.block)
-        v = moments.second_moment(state, (blocks * blocks).mean(dim=1, keepdim=True), self.beta2)
-        m = moments.first_moment(state, grad, self.beta1)
-        return moments.adam_direction(m, self._spread(v, grad), s, self.eps, eps_inside=True)
+        v = moments.second_moment(state, (blocks * blocks).mean(dim=1, keepdim=True), self.h.beta2)
+        m = moments.first_moment(state, grad, self.h.beta1)
+        return moments.adam_direction(m, self._spread(v, grad), s, self.h.eps, eps_inside=True)
 
     def _spread(self, v: Tensor, grad: Tensor) -> Tensor:
         """The blocks' values in a shape that broadcasts with the gradient: one value a row where blocks are rows."""
@@ -64,7 +77,7 @@ class BlockStep(UpdateRule):
         return max(1, self.block // shape[1:].numel())
 
 
-class AdamMini(EngineOptimizer):
+class AdamMini(EngineOptimizer[AdamMiniSettings]):
     """Adam-mini for named parameters of a transformer.
 
     named_parameters: (name, tensor) pairs, or groups of them. dim: hidden size. n_heads, n_kv_heads: attention heads
@@ -76,16 +89,12 @@ class AdamMini(EngineOptimizer):
     def __init__(
         self,
         named_parameters: Iterable,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        *values: Any,
         dim: int | None = None,
         n_heads: int | None = None,
         n_kv_heads: int | None = None,
         roles: Mapping[str, str] | None = None,
-        one_block_value: bool = False,
-        **options: Any,
+        **keywords: Any,
     ) -> None:
         if dim is None or n_heads is None:
             raise ValueError("AdamMini needs dim (hidden size) and n_heads")
@@ -94,8 +103,7 @@ class AdamMini(EngineOptimizer):
         unknown = sorted(set(self._roles.values()) - set(ROLES))
         if unknown:
             raise ValueError(f"roles={unknown}: choose among {', '.join(ROLES)}")
-        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, one_block_value=one_block_value)
-        super().__init__(self._role_groups(named_parameters), defaults, options)
+        super().__init__(self._role_groups(named_parameters), *values, **keywords)
 
     def _role_groups(self, named: Iterable) -> list[dict[str, Any]]:
         entries = list(named)
@@ -141,16 +149,16 @@ class AdamMini(EngineOptimizer):
             raise ValueError(f"Adam-mini: {name} has shape {tuple(param.shape)}, which does not fit its role {role}")
         return role
 
-    def rule_for(self, group: dict[str, Any], param: Tensor) -> UpdateRule:
-        beta1, beta2 = group["betas"]
-        return BlockStep(self.block(group, param), beta1, beta2, group["eps"])
+    def rule_for(self, h: AdamMiniSettings, param: Tensor) -> UpdateRule:
+        return BlockStep(h, self.block(h, param))
 
-    def block(self, group: dict[str, Any], param: Tensor) -> int:
+    def block(self, h: AdamMiniSettings, param: Tensor) -> int:
         """Consecutive elements that share a second moment."""
-        role = group["role"]
+        role = h.role
+        assert role is not None
         if role == "bias":
             return 1
-        if role == "norm" or (role == "value" and group["one_block_value"]):
+        if role == "norm" or (role == "value" and h.one_block_value):
             return param.numel()
         if role in ROW_ROLES:
             return param.shape[1]
@@ -160,20 +168,7 @@ class AdamMini(EngineOptimizer):
         return param.numel() // heads
 
 
-@dataclass(frozen=True)
-class AdamMiniSettings:
-    """What Adam-mini takes."""
-
-    beta1: float = hyper(0.9, "decay of the momentum", flags=("adam_beta1",))
-    beta2: float = hyper(0.999, "decay of the second moment")
-    eps: float = hyper(1e-8, "added to the root of the bias-corrected second moment")
-    weight_decay: float = hyper(0.0, "decoupled weight decay, applied before the step; none on norms and biases")
-    one_block_value: bool = hyper(
-        False, "one block for the whole value matrix (the authors: runs under 20,000 updates)"
-    )
-
-
-def _build(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> AdamMini:
+def _build(model: nn.Module, lr: float, h: AdamMiniSettings, options: dict[str, Any]) -> AdamMini:
     config = getattr(model, "config", None)
     heads = getattr(config, "num_attention_heads", None)
     if config is None or heads is None:
@@ -188,7 +183,7 @@ def _build(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[
         dim=config.hidden_size,
         n_heads=heads,
         n_kv_heads=getattr(config, "num_key_value_heads", None),
-        **with_betas(settings),
+        **h.by_key(),
         **options,
     )
 
@@ -197,8 +192,8 @@ register(
     Method(
         "adam_mini",
         "Adam-mini: one second moment per head, output neuron or token",
-        AdamMiniSettings,
-        _build,
+        settings=AdamMiniSettings,
+        build=_build,
         aliases=("adammini", "adam-mini"),
     )
 )

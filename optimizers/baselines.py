@@ -7,7 +7,6 @@ weights, or any engine option, they are therefore the same mathematics on the en
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,135 +15,90 @@ from torch import Tensor, nn
 
 from .engine.combined import CombinedOptimizer
 from .engine.optimizer import EngineOptimizer
-from .engine.registry import Method, hyper, register, with_betas
+from .engine.registry import Method, register
 from .engine.roles import describe
-from .engine.routing import Route, body_matrix, everything, param_groups
+from .engine.routing import ALL_PARAMETERS, body_matrix, param_groups
 from .engine.rule import Scalars, State, StateSpec, UpdateRule
+from .engine.settings import Settings, beta, hyper
 from .engine.sharding import is_sharded
-from .primitives.steps import AdamStep, SignedLionStep
+from .primitives.steps import AdamSettings, AdamStep, LionSettings, SignedLionStep
 
 
-class Lion(EngineOptimizer):
+class Lion(EngineOptimizer[LionSettings]):
     """Lion (Chen et al., arXiv 2302.06675) with decoupled decay after the step."""
 
-    def __init__(
-        self,
-        params: Iterable,
-        lr: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.0,
-        **options: Any,
-    ) -> None:
-        super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay), options)
-
-    def rule_for(self, group: dict[str, Any], param: Tensor) -> UpdateRule:
-        return SignedLionStep(*group["betas"])
+    def rule_for(self, h: LionSettings, param: Tensor) -> UpdateRule:
+        return SignedLionStep(h.beta1, h.beta2)
 
 
-class EngineAdamW(EngineOptimizer):
+class EngineAdamW(EngineOptimizer[AdamSettings]):
     """torch.optim.AdamW's mathematics with the engine's storage formats and execution modes."""
 
-    def __init__(
-        self,
-        params: Iterable,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-        **options: Any,
-    ) -> None:
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay), options)
+    def rule_for(self, h: AdamSettings, param: Tensor) -> UpdateRule:
+        return AdamStep(h.beta1, h.beta2, h.eps, eps_inside=True, decays_first=True)
 
-    def rule_for(self, group: dict[str, Any], param: Tensor) -> UpdateRule:
-        beta1, beta2 = group["betas"]
-        return AdamStep(beta1, beta2, group["eps"], eps_inside=True, decays_first=True)
+
+@dataclass(frozen=True)
+class SGDSettings(Settings):
+    """What SGD takes."""
+
+    momentum: float = beta(0.9, "heavy-ball momentum; 0 keeps none", flags=("beta1", "adam_beta1"))
+    weight_decay: float = hyper(0.0, "weight decay, part of the gradient", at_least=0.0)
 
 
 @dataclass(frozen=True)
 class MomentumStep(UpdateRule):
     """SGD with heavy-ball momentum, as torch.optim.SGD: buffer = momentum buffer + G, W <- W - lr buffer."""
 
-    momentum: float = 0.9
+    h: SGDSettings
 
     @property
     def accumulator(self) -> str | None:  # type: ignore[override]
-        return "momentum_buffer" if self.momentum else None
+        return "momentum_buffer" if self.h.momentum else None
 
     def state(self, shape: torch.Size) -> dict[str, StateSpec]:
-        return {"momentum_buffer": StateSpec(tuple(shape), "moment")} if self.momentum else {}
+        return {"momentum_buffer": StateSpec(tuple(shape), "moment")} if self.h.momentum else {}
 
     def direction(self, grad: Tensor | None, state: State, s: Scalars, first: bool) -> Tensor:
         if grad is None:
             return state["momentum_buffer"]
-        return state["momentum_buffer"].mul_(self.momentum).add_(grad) if self.momentum else grad
+        return state["momentum_buffer"].mul_(self.h.momentum).add_(grad) if self.h.momentum else grad
 
     def accumulate(self, grad: Tensor, state: State, opening: bool, first: bool, share: float) -> None:
         if opening:
-            state["momentum_buffer"].mul_(self.momentum * share)
+            state["momentum_buffer"].mul_(self.h.momentum * share)
         state["momentum_buffer"].add_(grad)
 
     def row_block(self, shape: torch.Size) -> int | None:
         return 1
 
 
-class EngineSGD(EngineOptimizer):
+class EngineSGD(EngineOptimizer[SGDSettings]):
     """torch.optim.SGD's mathematics with the engine's formats and execution modes; weight decay is decoupled."""
 
-    def __init__(
-        self, params: Iterable, lr: float = 1e-3, momentum: float = 0.0, weight_decay: float = 0.0, **options: Any
-    ) -> None:
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay), options)
-
-    def rule_for(self, group: dict[str, Any], param: Tensor) -> UpdateRule:
-        return MomentumStep(group["momentum"])
+    def rule_for(self, h: SGDSettings, param: Tensor) -> UpdateRule:
+        return MomentumStep(h)
 
 
 @dataclass(frozen=True)
-class AdamSettings:
-    """What Adam and its relatives take."""
-
-    beta1: float = hyper(0.9, "decay of the momentum", flags=("adam_beta1",))
-    beta2: float = hyper(0.999, "decay of the second moment")
-    eps: float = hyper(1e-8, "added to the root of the bias-corrected second moment")
-    weight_decay: float = hyper(0.0, "decoupled weight decay")
-
-
-@dataclass(frozen=True)
-class SGDSettings:
-    """What SGD takes."""
-
-    momentum: float = hyper(0.9, "heavy-ball momentum", flags=("beta1", "adam_beta1"))
-    weight_decay: float = hyper(0.0, "weight decay, part of the gradient")
-
-
-@dataclass(frozen=True)
-class MuonSettings:
+class MuonSettings(Settings):
     """What Muon takes; parameters that are not matrices of the body get AdamW at --adam_lr_ratio times lr."""
 
-    momentum: float = hyper(0.95, "Nesterov momentum", flags=("beta1", "adam_beta1"))
-    weight_decay: float = hyper(0.0, "decoupled weight decay")
-    adam_lr_ratio: float = hyper(0.1, "learning rate of AdamW (embedding, head, norms) / Muon's")
+    momentum: float = beta(0.95, "Nesterov momentum", flags=("beta1", "adam_beta1"))
+    weight_decay: float = hyper(0.0, "decoupled weight decay", at_least=0.0)
+    adam_lr_ratio: float = hyper(0.1, "learning rate of AdamW (embedding, head, norms) / Muon's", at_least=0.0)
 
 
 @dataclass(frozen=True)
-class PlainAdafactorSettings:
+class PlainAdafactorSettings(Settings):
     """What Adafactor takes."""
 
-    beta1: float = hyper(0.0, "decay of the average of updates; 0 keeps none", flags=("adam_beta1",))
-    weight_decay: float = hyper(0.0, "decoupled weight decay")
-
-
-@dataclass(frozen=True)
-class PlainLionSettings:
-    """What Lion takes."""
-
-    beta1: float = hyper(0.9, "weight of the momentum in the step", flags=("adam_beta1",))
-    beta2: float = hyper(0.99, "decay of the momentum")
-    weight_decay: float = hyper(0.0, "decoupled weight decay, applied after the step")
+    beta1: float = beta(0.0, "decay of the average of updates; 0 keeps none", flags=("adam_beta1",))
+    weight_decay: float = hyper(0.0, "decoupled weight decay", at_least=0.0)
 
 
 def _routes(model: nn.Module) -> list[dict[str, Any]]:
-    return param_groups(model, [Route("all parameters", everything)])
+    return param_groups(model, [ALL_PARAMETERS])
 
 
 def _plain(model: nn.Module, options: dict[str, Any]) -> bool:
@@ -159,54 +113,49 @@ def _on_meta(model: nn.Module) -> bool:
     return any(p.is_meta for p in model.parameters())
 
 
-def _refuse_coupled_decay(name: str, settings: dict[str, Any]) -> None:
-    if settings["weight_decay"]:
+def _refuse_coupled_decay(name: str, h: AdamSettings | SGDSettings) -> None:
+    if h.weight_decay:
         raise ValueError(
             f"weight_decay: {name}'s decay, which is part of the gradient, exists with float32 weights and torch's own "
             "class only; use adamw or sgd_boost, or leave it out"
         )
 
 
-def _adamw(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> torch.optim.Optimizer:
+def _adamw(model: nn.Module, lr: float, h: AdamSettings, options: dict[str, Any]) -> torch.optim.Optimizer:
     if _plain(model, options) and not _on_meta(model):
-        return torch.optim.AdamW(_routes(model), lr=lr, fused=True, **with_betas(settings))
-    return EngineAdamW(_routes(model), lr=lr, **with_betas(settings), **options)
+        return torch.optim.AdamW(_routes(model), lr=lr, fused=True, **h.by_key())
+    return EngineAdamW(_routes(model), lr=lr, **h.by_key(), **options)
 
 
-def _adam(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> torch.optim.Optimizer:
+def _adam(model: nn.Module, lr: float, h: AdamSettings, options: dict[str, Any]) -> torch.optim.Optimizer:
     if not _plain(model, options):
-        _refuse_coupled_decay("adam", settings)
+        _refuse_coupled_decay("adam", h)
     elif not _on_meta(model):
-        return torch.optim.Adam(_routes(model), lr=lr, fused=True, **with_betas(settings))
-    return EngineAdamW(_routes(model), lr=lr, **with_betas(settings), **options)
+        return torch.optim.Adam(_routes(model), lr=lr, fused=True, **h.by_key())
+    return EngineAdamW(_routes(model), lr=lr, **h.by_key(), **options)
 
 
-def _sgd(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> torch.optim.Optimizer:
+def _sgd(model: nn.Module, lr: float, h: SGDSettings, options: dict[str, Any]) -> torch.optim.Optimizer:
     if not _plain(model, options):
-        _refuse_coupled_decay("sgd", settings)
+        _refuse_coupled_decay("sgd", h)
     elif not _on_meta(model):
         # torch's fused SGD has no rule for DTensors.
         sharded = any(is_sharded(p) for p in model.parameters())
-        return torch.optim.SGD(_routes(model), lr=lr, fused=not sharded, **settings)
-    return EngineSGD(_routes(model), lr=lr, **settings, **options)
+        return torch.optim.SGD(_routes(model), lr=lr, fused=not sharded, **h.by_key())
+    return EngineSGD(_routes(model), lr=lr, **h.by_key(), **options)
 
 
-def _lion(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> torch.optim.Optimizer:
-    return Lion(_routes(model), lr=lr, **with_betas(settings), **options)
-
-
-def _muon(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> torch.optim.Optimizer:
+def _muon(model: nn.Module, lr: float, h: MuonSettings, options: dict[str, Any]) -> torch.optim.Optimizer:
     """Muon on the matrices of attention and MLP, AdamW on the rest, as its authors advise."""
     parameters = describe(model)
     matrices = [(p.name, p.tensor) for p in parameters if body_matrix(p)]
     rest = [(p.name, p.tensor) for p in parameters if not body_matrix(p)]
     if not matrices:
         raise ValueError("muon: the model has no attention or MLP matrices")
-    decay = settings["weight_decay"]
     muon = torch.optim.Muon(
-        matrices, lr=lr, momentum=settings["momentum"], weight_decay=decay, adjust_lr_fn="match_rms_adamw"
+        matrices, lr=lr, momentum=h.momentum, weight_decay=h.weight_decay, adjust_lr_fn="match_rms_adamw"
     )
-    others = EngineAdamW(rest, lr=lr * settings["adam_lr_ratio"], weight_decay=decay) if rest else None
+    others = EngineAdamW(rest, lr=lr * h.adam_lr_ratio, weight_decay=h.weight_decay) if rest else None
     return CombinedOptimizer([muon, others] if others else [muon])
 
 
@@ -218,35 +167,51 @@ def _refuse_shards(model: nn.Module, name: str) -> None:
         )
 
 
-def _adafactor(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> torch.optim.Optimizer:
+def _adafactor(
+    model: nn.Module, lr: float, h: PlainAdafactorSettings, options: dict[str, Any]
+) -> torch.optim.Optimizer:
     try:
         from transformers.optimization import Adafactor
     except ImportError as error:
         raise ValueError("adafactor needs the package transformers: pip install transformers") from error
     _refuse_shards(model, "adafactor")
     fixed = dict(scale_parameter=False, relative_step=False, warmup_init=False)
-    beta1 = settings["beta1"] or None
-    return Adafactor(_routes(model), lr=lr, beta1=beta1, weight_decay=settings["weight_decay"], **fixed)
+    return Adafactor(_routes(model), lr=lr, beta1=h.beta1 or None, weight_decay=h.weight_decay, **fixed)
 
 
-def _adam8bit(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> torch.optim.Optimizer:
+def _adam8bit(model: nn.Module, lr: float, h: AdamSettings, options: dict[str, Any]) -> torch.optim.Optimizer:
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise ValueError("adam8bit needs the package bitsandbytes: pip install bitsandbytes") from error
     _refuse_shards(model, "adam8bit")
     groups = [{"params": [p.tensor for p in describe(model)]}]
-    return AdamW8bit(groups, lr=lr, **with_betas(settings))
+    return AdamW8bit(groups, lr=lr, **h.by_key())
 
 
-register(Method("adam", "Adam (torch, fused)", AdamSettings, _adam))
-register(Method("adamw", "AdamW (torch, fused)", AdamSettings, _adamw))
-register(Method("sgd", "SGD with momentum (torch)", SGDSettings, _sgd))
+register(Method("adam", "Adam (torch, fused)", settings=AdamSettings, build=_adam))
+register(Method("adamw", "AdamW (torch, fused)", settings=AdamSettings, build=_adamw))
+register(Method("sgd", "SGD with momentum (torch)", settings=SGDSettings, build=_sgd))
 register(
-    Method("muon", "Muon (torch) on attention and MLP matrices, AdamW elsewhere", MuonSettings, _muon, engine=False)
+    Method(
+        "muon",
+        "Muon (torch) on attention and MLP matrices, AdamW elsewhere",
+        settings=MuonSettings,
+        build=_muon,
+        engine=False,
+    )
 )
-register(Method("adafactor", "Adafactor (transformers)", PlainAdafactorSettings, _adafactor, engine=False))
 register(
-    Method("adam8bit", "8-bit AdamW (bitsandbytes)", AdamSettings, _adam8bit, engine=False, aliases=("adamw8bit",))
+    Method("adafactor", "Adafactor (transformers)", settings=PlainAdafactorSettings, build=_adafactor, engine=False)
 )
-register(Method("lion", "Lion", PlainLionSettings, _lion))
+register(
+    Method(
+        "adam8bit",
+        "8-bit AdamW (bitsandbytes)",
+        settings=AdamSettings,
+        build=_adam8bit,
+        engine=False,
+        aliases=("adamw8bit",),
+    )
+)
+register(Method("lion", "Lion", Lion))

@@ -12,21 +12,49 @@ into a new basis."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .engine.optimizer import EngineOptimizer
 from .engine.rule import Bases, Decay, Scalars, State, StateSpec, UpdateRule
+from .engine.settings import Settings, hyper
 from .primitives import projection as pr
-from .primitives.steps import AdafactorStep, AdamStep, LionStep, SignedLionStep, WeightStep
+from .primitives.steps import LionStep, WeightStep
 
 SIDED_TYPES = ("std", "reverse_std", "left", "right", "random")
 CONTINUOUS_TYPES = ("continuous", "continuous_adam8bit", "continuous_lion", "continuous_adafactor", "continuous_sgd")
-PROJ_TYPES = (*SIDED_TYPES, "full", *CONTINUOUS_TYPES)
+
+
+@dataclass(frozen=True)
+class ProjectionSettings(Settings):
+    """What every method takes that projects gradients, beside what its weight optimizer takes."""
+
+    # Groups of the released classes that state no rank are not projected.
+    rank: int | None = hyper(
+        128, "rank of the projected gradient; at most the smaller side of a matrix", at_least=1, released=None
+    )
+    update_proj_gap: int = hyper(200, "updates between two refreshes of the basis (T)", at_least=1)
+    galore_scale: float = hyper(0.25, "factor on the lifted step", key="scale", flags=("scale",))
+    proj_type: str = hyper(
+        "std", "where the basis comes from and multiplies", choices=(*SIDED_TYPES, "full", *CONTINUOUS_TYPES)
+    )
+    basis_method: str = hyper("svd", "how a basis is computed", choices=("svd", "randomized"))
+    rotate_moments: bool = hyper(False, "carry the moments into a new basis at a refresh")
+    proj_orthogonality: float = hyper(
+        0.0, "lambda of the orthogonality penalty of continuous bases (the paper: 0.1)", at_least=0.0
+    )
+
+    def check(self) -> None:
+        continuous = self.proj_type in CONTINUOUS_TYPES
+        if self.proj_orthogonality and not continuous:
+            raise ValueError(f"proj_orthogonality belongs to continuous bases, not to proj_type {self.proj_type}")
+        if self.rotate_moments and continuous:
+            raise ValueError("rotate_moments belongs to refreshed bases; a continuous basis moves at every update")
+        if self.rotate_moments and self.proj_type == "full":
+            raise ValueError("rotate_moments is defined for one-sided projections, not for proj_type full")
+        super().check()
 
 
 @dataclass(frozen=True)
@@ -36,17 +64,16 @@ class ProjectedStep(UpdateRule):
     narrow: large products take bfloat16 operands, as weights, gradients and the stored basis are anyway.
     """
 
-    compresses: ClassVar[bool] = True
-    refreshes: ClassVar[bool] = True
+    h: ProjectionSettings
     inner: WeightStep
     side: pr.Side
-    rank: int
-    gap: int = 200
-    scale: float = 0.25
-    basis_method: str = "svd"
-    rotate_moments: bool = False
-    random: bool = False
     narrow: bool = False
+
+    @property
+    def rank(self) -> int:
+        """The rank of a group that has one."""
+        assert self.h.rank is not None
+        return self.h.rank
 
     @property
     def decay(self) -> Decay:  # type: ignore[override]
@@ -58,7 +85,7 @@ class ProjectedStep(UpdateRule):
 
     @property
     def lr_factor(self) -> float:
-        return 1.0 if isinstance(self.inner, LionStep) else self.scale  # of which a sign keeps nothing
+        return 1.0 if isinstance(self.inner, LionStep) else self.h.galore_scale  # of which a sign keeps nothing
 
     def state(self, shape: torch.Size) -> dict[str, StateSpec]:
         projected = torch.Size(pr.projected_shape(tuple(shape), self.rank, self.side))
@@ -77,23 +104,23 @@ class ProjectedStep(UpdateRule):
 
     def direction(self, grad: Tensor, state: State, s: Scalars, first: bool) -> Tensor:
         step = self.inner.direction(grad, state, s, first)
-        return self.inner.after_lift(self.lift(step, state) * self.scale)
+        return self.inner.after_lift(self.lift(step, state) * self.h.galore_scale)
 
     def due(self, step: int, offset: int) -> bool:
-        return step == 1 or (step - 1 + offset) % self.gap == 0
+        return step == 1 or (step - 1 + offset) % self.h.update_proj_gap == 0
 
     def refresh(self, grad: Tensor, state: State, rng: torch.Generator) -> bool:
         if not grad.any():
             return False
-        source = torch.randn(grad.shape, generator=rng).to(grad.device) if self.random else grad
+        source = torch.randn(grad.shape, generator=rng).to(grad.device) if self.h.proj_type == "random" else grad
         basis = self._basis(source, self.side, rng)
-        if self.rotate_moments:
+        if self.h.rotate_moments:
             rotate(state, basis, self.side)
         state["basis"].copy_(basis)
         return True
 
     def _basis(self, matrix: Tensor, side: pr.Side, rng: torch.Generator) -> Tensor:
-        if self.basis_method == "randomized":
+        if self.h.basis_method == "randomized":
             return pr.randomized_basis(matrix, self.rank, side, rng)
         return pr.singular_basis(matrix, self.rank, side)
 
@@ -126,7 +153,7 @@ class TwoSidedStep(ProjectedStep):
     def refresh(self, grad: Tensor, state: State, rng: torch.Generator) -> bool:
         if not grad.any():
             return False
-        if self.basis_method == "randomized":
+        if self.h.basis_method == "randomized":
             left = self._basis(grad, "left", rng)
             right = self._basis(left.mT @ grad, "right", rng)
         else:
@@ -170,153 +197,3 @@ def side_of(proj_type: str, shape: Iterable[int]) -> pr.Side:
     if proj_type in ("left", "right"):
         return proj_type  # type: ignore[return-value]
     return "right" if (rows >= columns) != (proj_type == "reverse_std") else "left"
-
-
-def projection_fields(group: dict[str, Any]) -> dict[str, Any]:
-    """Fields that every projected rule takes from its parameter group."""
-    method = group.get("basis_method", "svd")
-    if method not in ("svd", "randomized"):
-        raise ValueError(f"basis_method={method!r}: choose svd or randomized")
-    fields = {"rank": group["rank"], "gap": group["update_proj_gap"], "scale": group["scale"]}
-    return {**fields, "basis_method": method, "rotate_moments": group.get("rotate_moments", False)}
-
-
-def _sided(inner: WeightStep, group: dict[str, Any], shape: torch.Size) -> ProjectedStep:
-    kind = group["proj_type"]
-    _refuse_orthogonality(group)
-    if group.get("rotate_moments") and isinstance(inner, AdafactorStep):
-        raise ValueError("rotate_moments: Adafactor's means of rows and columns cannot be carried into a new basis")
-    return ProjectedStep(inner, side_of(kind, shape), random=kind == "random", **projection_fields(group))
-
-
-def _refuse_orthogonality(group: dict[str, Any]) -> None:
-    if group.get("proj_orthogonality"):
-        raise ValueError(f"proj_orthogonality belongs to continuous bases, not to proj_type {group['proj_type']}")
-
-
-def _two_sided(inner: WeightStep, group: dict[str, Any], shape: torch.Size) -> ProjectedStep:
-    _refuse_orthogonality(group)
-    if group.get("rotate_moments"):
-        raise ValueError("rotate_moments is defined for one-sided projections, not for proj_type full")
-    return TwoSidedStep(inner, "left", **projection_fields(group))
-
-
-Factory = Callable[[WeightStep, dict[str, Any], torch.Size], ProjectedStep]
-PROJECTIONS: dict[str, Factory] = {**dict.fromkeys(SIDED_TYPES, _sided), "full": _two_sided}
-"""Rule factories by proj_type; online_subspace.py adds its own."""
-
-GROUP_DEFAULTS = {"update_proj_gap": 200, "scale": 0.25, "proj_type": "std"}
-
-
-class ProjectedOptimizer(EngineOptimizer):
-    """Base of the GaLore classes: matrices of groups with a `rank` are projected, everything else is not.
-
-    Group keys: rank, update_proj_gap (200), scale (0.25), proj_type ("std"), basis_method ("svd"), rotate_moments.
-    """
-
-    def inner_rule(self, group: dict[str, Any], projected: bool) -> WeightStep:
-        """The weight optimizer of a group."""
-        raise NotImplementedError
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        if param_group.get("rank") is not None:
-            for key, value in GROUP_DEFAULTS.items():
-                param_group.setdefault(key, value)
-            if param_group["proj_type"] not in PROJECTIONS:
-                raise ValueError(f"proj_type={param_group['proj_type']!r}: choose one of {', '.join(PROJECTIONS)}")
-        super().add_param_group(param_group)
-
-    def rule_for(self, group: dict[str, Any], param: Tensor) -> UpdateRule:
-        projected = group.get("rank") is not None and param.ndim == 2
-        inner = self.inner_rule(group, projected)
-        if not projected:
-            return inner
-        narrow = self.takes_narrow_products(param)
-        return replace(PROJECTIONS[group["proj_type"]](inner, group, param.shape), narrow=narrow)
-
-
-class GaLoreAdamW(ProjectedOptimizer):
-    """GaLore with AdamW as released: eps beside sqrt(v), decoupled decay after the step with the plain lr."""
-
-    def __init__(
-        self,
-        params: Iterable,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        correct_bias: bool = True,
-        **options: Any,
-    ) -> None:
-        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, correct_bias=correct_bias)
-        super().__init__(params, defaults, options)
-
-    def inner_rule(self, group: dict[str, Any], projected: bool) -> WeightStep:
-        beta1, beta2 = group["betas"]
-        return AdamStep(beta1, beta2, group["eps"], group["correct_bias"])
-
-
-class GaLoreAdamW8bit(ProjectedOptimizer):
-    """GaLore with 8-bit AdamW: bitsandbytes' formula (eps after the bias correction) on 8-bit moments."""
-
-    def __init__(
-        self,
-        params: Iterable,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-        **options: Any,
-    ) -> None:
-        options.setdefault("state_dtype", "int8")
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay), options)
-
-    def inner_rule(self, group: dict[str, Any], projected: bool) -> WeightStep:
-        # bitsandbytes' own AdamW8bit, which serves unprojected parameters, decays before the step (0.50, CPU).
-        beta1, beta2 = group["betas"]
-        return AdamStep(beta1, beta2, group["eps"], eps_inside=True, decays_first=not projected)
-
-
-class GaLoreAdafactor(ProjectedOptimizer):
-    """GaLore with Adafactor; scale_parameter, relative_step and warmup_init are accepted as False."""
-
-    def __init__(
-        self,
-        params: Iterable,
-        lr: float,
-        eps: tuple[float, float] = (1e-30, 1e-3),
-        clip_threshold: float = 1.0,
-        decay_rate: float = -0.8,
-        beta1: float | None = None,
-        weight_decay: float = 0.0,
-        scale_parameter: bool = False,
-        relative_step: bool = False,
-        warmup_init: bool = False,
-        **options: Any,
-    ) -> None:
-        if scale_parameter or relative_step or warmup_init:
-            raise ValueError(
-                "scale_parameter, relative_step and warmup_init must be False: give lr, and use a scheduler"
-            )
-        defaults = dict(lr=lr, eps=eps, clip_threshold=clip_threshold, decay_rate=decay_rate, beta1=beta1)
-        super().__init__(params, {**defaults, "weight_decay": weight_decay}, options)
-
-    def inner_rule(self, group: dict[str, Any], projected: bool) -> WeightStep:
-        return AdafactorStep(group["eps"][0], group["clip_threshold"], group["decay_rate"], group["beta1"] or None)
-
-
-class GaLoreLion(ProjectedOptimizer):
-    """GaLore with Lion: the sign is taken after the lift, so scale only matters through it."""
-
-    def __init__(
-        self,
-        params: Iterable,
-        lr: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.0,
-        **options: Any,
-    ) -> None:
-        super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay), options)
-
-    def inner_rule(self, group: dict[str, Any], projected: bool) -> WeightStep:
-        return (LionStep if projected else SignedLionStep)(*group["betas"])

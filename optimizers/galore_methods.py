@@ -1,90 +1,132 @@
-"""The names under which GaLore and Online Subspace Descent are chosen, and their hyperparameters."""
+"""GaLore and Online Subspace Descent as optimizers: a class and a name for each weight optimizer inside."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
-from torch import nn
+from torch import Tensor
 
-from .engine.registry import Build, Method, hyper, register, with_betas
-from .engine.routing import BODY_MATRICES, Route, body_matrix, everything, param_groups
-from .galore import PROJ_TYPES, GaLoreAdafactor, GaLoreAdamW, GaLoreAdamW8bit, GaLoreLion, ProjectedOptimizer
+from .engine.optimizer import EngineOptimizer
+from .engine.registry import Method, register
+from .engine.routing import BODY_MATRICES, Route, body_matrix, everything
+from .engine.rule import UpdateRule
+from .engine.settings import hyper
+from .galore import ProjectedStep, ProjectionSettings, TwoSidedStep, side_of
+from .online_subspace import BASIS_OPTIMIZERS, OnlineSubspaceStep
+from .primitives.steps import (
+    AdafactorSettings,
+    AdafactorStep,
+    AdamSettings,
+    AdamStep,
+    HuggingFaceAdamSettings,
+    LionSettings,
+    LionStep,
+    SignedLionStep,
+    WeightStep,
+)
+
+P = TypeVar("P", bound=ProjectionSettings)
+
+
+class ProjectedOptimizer(EngineOptimizer[P]):
+    """Base of the GaLore classes: matrices of groups with a `rank` are projected, everything else is not.
+
+    Group keys: rank, update_proj_gap (200), scale (0.25), proj_type ("std"), basis_method ("svd"), rotate_moments.
+    """
+
+    def inner_rule(self, h: P, projected: bool) -> WeightStep:
+        """The weight optimizer of a group."""
+        raise NotImplementedError
+
+    def rule_for(self, h: P, param: Tensor) -> UpdateRule:
+        projected = h.rank is not None and param.ndim == 2
+        inner = self.inner_rule(h, projected)
+        if not projected:
+            return inner
+        narrow = self.takes_narrow_products(param)
+        if h.proj_type in BASIS_OPTIMIZERS:
+            return OnlineSubspaceStep(h, inner, side_of("std", param.shape), narrow)
+        if h.proj_type == "full":
+            return TwoSidedStep(h, inner, "left", narrow)
+        return ProjectedStep(h, inner, side_of(h.proj_type, param.shape), narrow)
 
 
 @dataclass(frozen=True)
-class ProjectionSettings:
-    """What every GaLore method takes."""
+class GaLoreAdamWSettings(ProjectionSettings, HuggingFaceAdamSettings):
+    """What GaLore-AdamW takes."""
 
-    weight_decay: float = hyper(0.0, "decoupled weight decay")
-    rank: int = hyper(128, "rank of the projected gradient; at most the smaller side of a matrix")
-    update_proj_gap: int = hyper(200, "updates between two refreshes of the basis (T)")
-    galore_scale: float = hyper(0.25, "factor on the lifted step", flags=("scale",))
-    proj_type: str = hyper("std", "where the basis comes from and multiplies", choices=PROJ_TYPES)
-    basis_method: str = hyper("svd", "how a basis is computed", choices=("svd", "randomized"))
-    rotate_moments: bool = hyper(False, "carry the moments into a new basis at a refresh")
-    proj_orthogonality: float = hyper(0.0, "lambda of the orthogonality penalty of continuous bases (the paper: 0.1)")
+
+class GaLoreAdamW(ProjectedOptimizer[GaLoreAdamWSettings]):
+    """GaLore with AdamW as released: eps beside sqrt(v), decoupled decay after the step with the plain lr."""
+
+    def inner_rule(self, h: GaLoreAdamWSettings, projected: bool) -> WeightStep:
+        return AdamStep(h.beta1, h.beta2, h.eps, h.correct_bias)
 
 
 @dataclass(frozen=True)
-class AdamWSettings(ProjectionSettings):
-    """GaLore-AdamW."""
+class GaLoreAdamW8bitSettings(ProjectionSettings, AdamSettings):
+    """What GaLore-AdamW with 8-bit moments takes."""
 
-    beta1: float = hyper(0.9, "decay of the momentum", flags=("adam_beta1",))
-    beta2: float = hyper(0.999, "decay of the second moment")
-    eps: float = hyper(1e-6, "added to the root of the second moment")
-
-
-@dataclass(frozen=True)
-class AdamW8bitSettings(AdamWSettings):
-    """GaLore-AdamW with 8-bit moments."""
-
-    eps: float = hyper(1e-8, "added to the root of the bias-corrected second moment")
+    # The released class decays by 0.01, as bitsandbytes' classes do; the published runs do not.
+    weight_decay: float = hyper(0.0, "decoupled weight decay", at_least=0.0, released=1e-2)
 
 
-@dataclass(frozen=True)
-class AdafactorSettings(ProjectionSettings):
-    """GaLore-Adafactor."""
+class GaLoreAdamW8bit(ProjectedOptimizer[GaLoreAdamW8bitSettings]):
+    """GaLore with 8-bit AdamW: bitsandbytes' formula (eps after the bias correction) on 8-bit moments."""
 
-    beta1: float = hyper(0.0, "decay of the average of updates; 0 keeps none", flags=("adam_beta1",))
+    presets: ClassVar[Mapping[str, Any]] = {"state_dtype": "int8"}
+
+    def inner_rule(self, h: GaLoreAdamW8bitSettings, projected: bool) -> WeightStep:
+        # bitsandbytes' own AdamW8bit, which serves unprojected parameters, decays before the step (0.50, CPU).
+        return AdamStep(h.beta1, h.beta2, h.eps, eps_inside=True, decays_first=not projected)
 
 
 @dataclass(frozen=True)
-class LionSettings(ProjectionSettings):
-    """GaLore-Lion."""
+class GaLoreAdafactorSettings(ProjectionSettings, AdafactorSettings):
+    """What GaLore-Adafactor takes."""
 
-    beta1: float = hyper(0.9, "weight of the momentum in the step", flags=("adam_beta1",))
-    beta2: float = hyper(0.99, "decay of the momentum")
-
-
-def _build(kind: Callable[..., ProjectedOptimizer]) -> Build:
-    def build(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> ProjectedOptimizer:
-        settings = with_betas(settings) if "beta2" in settings else dict(settings)
-        group = {k: settings.pop(k) for k in ("rank", "update_proj_gap", "proj_type", "basis_method", "rotate_moments")}
-        group["scale"] = settings.pop("galore_scale")
-        group["proj_orthogonality"] = settings.pop("proj_orthogonality")
-        blocks = Route(BODY_MATRICES, body_matrix, group)
-        groups = param_groups(model, [blocks, Route("rest", everything)])
-        return kind(groups, lr=lr, **settings, **options)
-
-    return build
+    def check(self) -> None:
+        super().check()
+        if self.rotate_moments:
+            raise ValueError("rotate_moments: Adafactor's means of rows and columns cannot be carried into a new basis")
 
 
-def _register(name: str, what: str, settings: type, kind: type[ProjectedOptimizer], **presets: Any) -> None:
+class GaLoreAdafactor(ProjectedOptimizer[GaLoreAdafactorSettings]):
+    """GaLore with Adafactor; scale_parameter, relative_step and warmup_init are accepted as False."""
+
+    def inner_rule(self, h: GaLoreAdafactorSettings, projected: bool) -> WeightStep:
+        return AdafactorStep(h.eps[0], h.clip_threshold, h.decay_rate, h.beta1 or None)
+
+
+@dataclass(frozen=True)
+class GaLoreLionSettings(ProjectionSettings, LionSettings):
+    """What GaLore-Lion takes."""
+
+
+class GaLoreLion(ProjectedOptimizer[GaLoreLionSettings]):
+    """GaLore with Lion: the sign is taken after the lift, so scale only matters through it."""
+
+    def inner_rule(self, h: GaLoreLionSettings, projected: bool) -> WeightStep:
+        return (LionStep if projected else SignedLionStep)(h.beta1, h.beta2)
+
+
+_ROUTES = (Route(BODY_MATRICES, body_matrix), Route("rest", everything, {"rank": None}))
+
+
+def _register(name: str, what: str, kind: type[ProjectedOptimizer[Any]], **presets: Any) -> None:
     description = f"GaLore and Online Subspace Descent (--proj_type continuous...) with {what}"
-    register(Method(name, description, settings, _build(kind), presets=presets))
+    register(Method(name, description, kind, _ROUTES, presets=presets))
 
 
-_register("galore_adamw", "AdamW", AdamWSettings, GaLoreAdamW)
-_register("galore_adafactor", "Adafactor", AdafactorSettings, GaLoreAdafactor)
-_register("galore_lion", "Lion", LionSettings, GaLoreLion)
-_register("galore_adamw8bit", "8-bit AdamW", AdamW8bitSettings, GaLoreAdamW8bit, state_dtype="int8")
+_register("galore_adamw", "AdamW", GaLoreAdamW)
+_register("galore_adafactor", "Adafactor", GaLoreAdafactor)
+_register("galore_lion", "Lion", GaLoreLion)
+_register("galore_adamw8bit", "8-bit AdamW", GaLoreAdamW8bit)
 _register(
     "galore_adamw8bit_per_layer",
     "8-bit AdamW, updated layer by layer inside the backward pass",
-    AdamW8bitSettings,
     GaLoreAdamW8bit,
-    state_dtype="int8",
     per_layer=True,
 )

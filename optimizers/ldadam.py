@@ -15,23 +15,38 @@ and clipping and logged norms see the new gradient only; group settings stay in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .engine.optimizer import EngineOptimizer
-from .engine.registry import Method, hyper, register, with_betas
-from .engine.routing import BODY_MATRICES, Route, body_matrix, everything, param_groups
+from .engine.registry import Method, register
+from .engine.routing import body_routes
 from .engine.rule import Bases, Decay, Scalars, State, StateSpec, UpdateRule
+from .engine.settings import beta, hyper
 from .primitives import moments
 from .primitives import projection as pr
 from .primitives.products import product
-from .primitives.steps import AdamStep
+from .primitives.steps import AdamSettings, AdamStep
 
-PROJ_METHODS = ("power_iteration", "svd", "svd_lowrank")
+
+@dataclass(frozen=True)
+class LDAdamSettings(AdamSettings):
+    """What LDAdam takes."""
+
+    beta1: float = beta(0.908, "decay of the momentum", key="betas", flags=("adam_beta1",))
+    beta2: float = beta(0.99, "decay of the second moment", key="betas")
+    weight_decay: float = hyper(0.0, "decoupled weight decay, applied before the step", at_least=0.0)
+    rank: int = hyper(16, "rank of the subspace; at most the smaller side of a matrix", at_least=1)
+    rho: float = beta(0.908, "weight of the momentum in the target that the new basis follows")
+    proj_type: str = hyper("std", "side of the basis", choices=("std", "reverse_std", "left", "right"))
+    proj_method: str = hyper(
+        "power_iteration", "how the basis follows its target", choices=("power_iteration", "svd", "svd_lowrank")
+    )
+    error_feedback: bool = hyper(True, "keep what the projection lost for the next update")
+    enable_lowrank: bool = hyper(False, "whether matrices of the group are projected", flag=False)
 
 
 @dataclass(frozen=True)
@@ -43,40 +58,33 @@ class LowDimensionalStep(UpdateRule):
     """
 
     decay: ClassVar[Decay] = "before"
-    refreshes: ClassVar[bool] = True
     moves: ClassVar[bool] = True
     projects_last: ClassVar[bool] = True
+    h: LDAdamSettings
     side: pr.Side
-    rank: int = 16
-    rho: float = 0.908
-    beta1: float = 0.908
-    beta2: float = 0.99
-    eps: float = 1e-8
-    proj_method: str = "power_iteration"
-    error_feedback: bool = True
     narrow: bool = False
 
     @property
     def compilable(self) -> bool:  # type: ignore[override]
-        return self.proj_method == "power_iteration"
+        return self.h.proj_method == "power_iteration"
 
     @property
     def accumulator(self) -> str | None:  # type: ignore[override]
-        return "error" if self.error_feedback else None
+        return "error" if self.h.error_feedback else None
 
     def state(self, shape: torch.Size) -> dict[str, StateSpec]:
-        projected = pr.projected_shape(tuple(shape), self.rank, self.side)
+        projected = pr.projected_shape(tuple(shape), self.h.rank, self.side)
         specs = {
-            "basis": StateSpec(pr.basis_shape(tuple(shape), self.rank, self.side), "basis"),
+            "basis": StateSpec(pr.basis_shape(tuple(shape), self.h.rank, self.side), "basis"),
             "exp_avg": StateSpec(projected, "moment"),
             "exp_avg_sq": StateSpec(projected, "second_moment"),
         }
-        return {**specs, "error": StateSpec(tuple(shape), "residual")} if self.error_feedback else specs
+        return {**specs, "error": StateSpec(tuple(shape), "residual")} if self.h.error_feedback else specs
 
     def scalars(self, step: int, lr_ratio: float) -> dict[str, float]:
-        before = moments.adam_scalars(max(step - 1, 1), self.beta1, self.beta2)
+        before = moments.adam_scalars(max(step - 1, 1), self.h.beta1, self.h.beta2)
         old = {"old_inverse_c1": before["inverse_c1"], "old_c2": before["inverse_root_c2"] ** -2}
-        return {**moments.adam_scalars(step, self.beta1, self.beta2), **old}
+        return {**moments.adam_scalars(step, self.h.beta1, self.h.beta2), **old}
 
     def refresh(self, grad: Tensor, state: State, rng: torch.Generator) -> bool:
         if not grad.any():
@@ -96,27 +104,27 @@ class LowDimensionalStep(UpdateRule):
         state["error"].add_(grad)
 
     def direction(self, grad: Tensor | None, state: State, s: Scalars, first: bool) -> Tensor:
-        if self.error_feedback:
+        if self.h.error_feedback:
             grad = state["error"].clone() if grad is None else grad + state["error"]
         assert grad is not None
         carried = torch.zeros((), device=grad.device) if first else self._move(grad, state, s)
         basis, m, v = state["basis"], state["exp_avg"], state["exp_avg_sq"]
         coordinates = pr.project(grad, basis, self.side, self.narrow)
-        if self.error_feedback:
-            share = self.beta1 / (1.0 - self.beta1)
+        if self.h.error_feedback:
+            share = self.h.beta1 / (1.0 - self.h.beta1)
             kept = pr.lift(coordinates + share * m, basis, self.side, self.narrow)
             state["error"].copy_(grad - kept + share * carried)
-        m = moments.first_moment(state, coordinates, self.beta1)
-        v = moments.second_moment(state, coordinates * coordinates, self.beta2)
-        step = moments.adam_direction(m, v, s, self.eps, eps_inside=True)
+        m = moments.first_moment(state, coordinates, self.h.beta1)
+        v = moments.second_moment(state, coordinates * coordinates, self.h.beta2)
+        step = moments.adam_direction(m, v, s, self.h.eps, eps_inside=True)
         return pr.lift(step, basis, self.side, self.narrow)
 
     def _move(self, grad: Tensor, state: State, s: Scalars) -> Tensor:
         """Take the new basis and rotate the moments into it; returns lift_old(m)."""
         old, m, v = state["basis"], state["exp_avg"], state["exp_avg_sq"]
         carried = pr.lift(m, old, self.side, self.narrow)
-        target = carried * (self.rho * s["old_inverse_c1"]) + grad * (1.0 - self.rho)
-        iterates = self.proj_method == "power_iteration"
+        target = carried * (self.h.rho * s["old_inverse_c1"]) + grad * (1.0 - self.h.rho)
+        iterates = self.h.proj_method == "power_iteration"
         new = pr.power_iteration(target, old, self.side, self.narrow) if iterates else self._decompose(target, old)
         change = product(old, new.mT) if self.side == "right" else product(new.mT, old)
 
@@ -132,99 +140,39 @@ class LowDimensionalStep(UpdateRule):
         return carried
 
     def _decompose(self, matrix: Tensor, old: Tensor) -> Tensor:
-        if self.proj_method != "svd_lowrank":
-            return pr.singular_basis(matrix, self.rank, self.side)
+        if self.h.proj_method != "svd_lowrank":
+            return pr.singular_basis(matrix, self.h.rank, self.side)
         with torch.random.fork_rng(devices=[]):
             # svd_lowrank draws from the global generator; a fixed seed makes a resumed run the same run.
             torch.manual_seed(0)
-            u, _, v = torch.svd_lowrank(matrix, q=pr.clamp_rank(matrix.shape, self.rank))
+            u, _, v = torch.svd_lowrank(matrix, q=pr.clamp_rank(matrix.shape, self.h.rank))
         return (v.mT if self.side == "right" else u).contiguous()
 
 
-class LDAdamW(EngineOptimizer):
+def _side(proj_type: str, shape: torch.Size) -> pr.Side:
+    if proj_type in ("left", "right"):
+        return proj_type  # type: ignore[return-value]
+    return "right" if (shape[0] > shape[1]) != (proj_type == "reverse_std") else "left"
+
+
+class LDAdamW(EngineOptimizer[LDAdamSettings]):
     """LDAdam on matrices of groups with `enable_lowrank=True`; AdamW with the same order of operations elsewhere.
 
     Group keys: enable_lowrank, rank, rho, proj_type ("std"). error_feedback=False drops the error buffer.
     """
 
-    def __init__(
-        self,
-        params: Iterable,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.908, 0.99),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        rank: int = 16,
-        rho: float = 0.908,
-        proj_type: str = "std",
-        proj_method: str = "power_iteration",
-        error_feedback: bool = True,
-        **options: Any,
-    ) -> None:
-        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, rank=rank, rho=rho)
-        defaults |= dict(proj_type=proj_type, proj_method=proj_method, error_feedback=error_feedback)
-        super().__init__(params, defaults, options)
-
-    def rule_for(self, group: dict[str, Any], param: Tensor) -> UpdateRule:
-        beta1, beta2 = group["betas"]
-        if not group.get("enable_lowrank") or param.ndim != 2:
-            return AdamStep(beta1, beta2, group["eps"], eps_inside=True, decays_first=True)
-        if group["proj_method"] not in PROJ_METHODS:
-            raise ValueError(f"proj_method={group['proj_method']!r}: choose one of {', '.join(PROJ_METHODS)}")
-        return LowDimensionalStep(
-            _side(group["proj_type"], param.shape),
-            group["rank"],
-            group["rho"],
-            beta1,
-            beta2,
-            group["eps"],
-            group["proj_method"],
-            group["error_feedback"],
-            narrow=self.takes_narrow_products(param),
-        )
-
-
-def _side(proj_type: str, shape: torch.Size) -> pr.Side:
-    sides: dict[str, pr.Side] = {
-        "std": "right" if shape[0] > shape[1] else "left",
-        "reverse_std": "left" if shape[0] > shape[1] else "right",
-        "left": "left",
-        "right": "right",
-    }
-    if proj_type not in sides:
-        raise ValueError(f"proj_type={proj_type!r}: LDAdam has {', '.join(sides)}")
-    return sides[proj_type]
-
-
-@dataclass(frozen=True)
-class LDAdamSettings:
-    """What LDAdam takes."""
-
-    beta1: float = hyper(0.908, "decay of the momentum", flags=("adam_beta1",))
-    beta2: float = hyper(0.99, "decay of the second moment")
-    eps: float = hyper(1e-8, "added to the root of the bias-corrected second moment")
-    weight_decay: float = hyper(0.0, "decoupled weight decay, applied before the step")
-    rank: int = hyper(16, "rank of the subspace; at most the smaller side of a matrix")
-    rho: float = hyper(0.908, "weight of the momentum in the target that the new basis follows")
-    proj_type: str = hyper("std", "side of the basis", choices=("std", "reverse_std", "left", "right"))
-    proj_method: str = hyper("power_iteration", "how the basis follows its target", choices=PROJ_METHODS)
-    error_feedback: bool = hyper(
-        True, "keep what the projection lost for the next update", flags=("no_error_feedback",)
-    )
-
-
-def _build(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> LDAdamW:
-    blocks = Route(BODY_MATRICES, body_matrix, {"enable_lowrank": True})
-    groups = param_groups(model, [blocks, Route("rest", everything, {"enable_lowrank": False})])
-    return LDAdamW(groups, lr=lr, **with_betas(settings), **options)
+    def rule_for(self, h: LDAdamSettings, param: Tensor) -> UpdateRule:
+        if not h.enable_lowrank or param.ndim != 2:
+            return AdamStep(h.beta1, h.beta2, h.eps, eps_inside=True, decays_first=True)
+        return LowDimensionalStep(h, _side(h.proj_type, param.shape), self.takes_narrow_products(param))
 
 
 register(
     Method(
         "ldadamw",
         "LDAdam: Adam on a low-rank subspace that follows the gradient, with error feedback",
-        LDAdamSettings,
-        _build,
+        LDAdamW,
+        body_routes(enable_lowrank=True),
         aliases=("ldadam",),
     )
 )

@@ -20,13 +20,13 @@ proj_type suffix: none (AdamW, torch's defaults, weight decay 0.01 included), `_
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from .engine.rule import Scalars, State, StateSpec
-from .galore import PROJECTIONS, ProjectedStep, projection_fields, side_of
+from .galore import ProjectedStep
 from .primitives import projection as pr
 from .primitives.products import product
 from .primitives.steps import AdafactorStep, AdamStep, LionStep, SGDStep, WeightStep
@@ -57,10 +57,12 @@ BASIS_OPTIMIZERS = {
 class OnlineSubspaceStep(ProjectedStep):
     """A projected weight optimizer whose basis takes a step after every update but the first."""
 
-    learns: ClassVar[bool] = True
     moves: ClassVar[bool] = True
-    learner: BasisOptimizer = BASIS_OPTIMIZERS["continuous"]
-    orthogonality: float = 0.0
+
+    @property
+    def learner(self) -> BasisOptimizer:
+        """The optimizer of the basis."""
+        return BASIS_OPTIMIZERS[self.h.proj_type]
 
     def state(self, shape: torch.Size) -> dict[str, StateSpec]:
         specs = super().state(shape)
@@ -68,7 +70,7 @@ class OnlineSubspaceStep(ProjectedStep):
         return {**specs, **{PREFIX + k: replace(v, format=self.learner.format) for k, v in learner.items()}}
 
     def scalars(self, step: int, lr_ratio: float) -> dict[str, float]:
-        basis_lr = lr_ratio / self.gap
+        basis_lr = lr_ratio / self.h.update_proj_gap
         mine = self.learner.rule.scalars(max(step - 1, 1), lr_ratio)
         mine |= {"lr": basis_lr, "keep": 1.0 - basis_lr * self.learner.weight_decay}
         return {**super().scalars(step, lr_ratio), **{PREFIX + k: v for k, v in mine.items()}}
@@ -99,25 +101,10 @@ class OnlineSubspaceStep(ProjectedStep):
             s = product(r.mT, grad) * inverse
             overlap = product(basis, basis.mT)
             result = 2.0 * (product(product(r.mT, r), basis) + product(overlap, s) - 2.0 * s)
-            penalty = product(overlap, basis) - basis if self.orthogonality else 0.0
+            penalty = product(overlap, basis) - basis if self.h.proj_orthogonality else 0.0
         else:
             s = product(grad, r.mT) * inverse
             overlap = product(basis.mT, basis)
             result = 2.0 * (product(basis, product(r, r.mT)) + product(s, overlap) - 2.0 * s)
-            penalty = product(basis, overlap) - basis if self.orthogonality else 0.0
-        return result + 4.0 * self.orthogonality * penalty
-
-
-def _online(inner: WeightStep, group: dict[str, Any], shape: torch.Size) -> OnlineSubspaceStep:
-    if group.get("rotate_moments"):
-        raise ValueError("rotate_moments belongs to refreshed bases; a continuous basis moves every update without it")
-    return OnlineSubspaceStep(
-        inner,
-        side_of("std", shape),
-        learner=BASIS_OPTIMIZERS[group["proj_type"]],
-        orthogonality=group.get("proj_orthogonality", 0.0),
-        **projection_fields(group),
-    )
-
-
-PROJECTIONS.update(dict.fromkeys(BASIS_OPTIMIZERS, _online))
+            penalty = product(basis, overlap) - basis if self.h.proj_orthogonality else 0.0
+        return result + 4.0 * self.h.proj_orthogonality * penalty

@@ -9,17 +9,27 @@ mathematics in float32."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .engine.optimizer import EngineOptimizer
-from .engine.registry import Method, hyper, register
-from .engine.routing import Route, everything, param_groups
+from .engine.registry import Method, register
 from .engine.rule import Decay, Scalars, State, StateSpec, UpdateRule
+from .engine.settings import Settings, beta, hyper
+
+
+@dataclass(frozen=True)
+class BoostSettings(Settings):
+    """What SGD-Boost takes."""
+
+    default_lr: ClassVar[float | None] = 1e-2
+    momentum: float = beta(0.9, "decay of the momentum; 0 keeps none", flags=("beta1", "adam_beta1"))
+    eps: float = hyper(1e-8, "added to the standard deviation of the first gradient", at_least=0.0)
+    # The released class decays by 0.01 unless told otherwise; its pretraining runs do not decay.
+    weight_decay: float = hyper(0.0, "decoupled weight decay, applied before the step", at_least=0.0, released=1e-2)
 
 
 @dataclass(frozen=True)
@@ -27,69 +37,53 @@ class BoostedStep(UpdateRule):
     """SGD with momentum, times the gain of the first gradient (arXiv 2412.11768, algorithm 1)."""
 
     decay: ClassVar[Decay] = "before"
-    refreshes: ClassVar[bool] = True
-    momentum: float = 0.9
-    eps: float = 1e-8
+    h: BoostSettings
 
     @property
     def accumulator(self) -> str | None:  # type: ignore[override]
-        return "momentum_buffer" if self.momentum else None
+        return "momentum_buffer" if self.h.momentum else None
 
     def state(self, shape: torch.Size) -> dict[str, StateSpec]:
         specs = {"gain": StateSpec((), "statistic")}
-        return {**specs, "momentum_buffer": StateSpec(tuple(shape), "moment")} if self.momentum else specs
-
-    def due(self, step: int, offset: int) -> bool:
-        return False
+        return {**specs, "momentum_buffer": StateSpec(tuple(shape), "moment")} if self.h.momentum else specs
 
     def refresh(self, grad: Tensor, state: State, rng: torch.Generator) -> bool:
         norm = torch.linalg.vector_norm(grad)
         if norm == 0:
             return False
-        state["gain"].copy_(norm / (grad.std() + self.eps) if grad.numel() > 1 else torch.ones(()))
+        state["gain"].copy_(norm / (grad.std() + self.h.eps) if grad.numel() > 1 else torch.ones(()))
         return True
 
     def settled(self, state: State) -> bool:
         return bool(state["gain"] != 0)
 
     def direction(self, grad: Tensor | None, state: State, s: Scalars, first: bool) -> Tensor:
-        if not self.momentum:
+        if not self.h.momentum:
             assert grad is not None
             return grad * state["gain"]
         buffer = state["momentum_buffer"]
         if grad is not None:
-            buffer = buffer.copy_(grad) if first else buffer.lerp_(grad, 1.0 - self.momentum)
+            buffer = buffer.copy_(grad) if first else buffer.lerp_(grad, 1.0 - self.h.momentum)
         return buffer * state["gain"]
 
     def accumulate(self, grad: Tensor, state: State, opening: bool, first: bool, share: float) -> None:
         buffer = state["momentum_buffer"]
         if opening:
-            buffer.mul_(self.momentum * share)
-        buffer.add_(grad, alpha=1.0 if first else 1.0 - self.momentum)
+            buffer.mul_(self.h.momentum * share)
+        buffer.add_(grad, alpha=1.0 if first else 1.0 - self.h.momentum)
 
     def row_block(self, shape: torch.Size) -> int | None:
         return 1
 
 
-class SGDBoost(EngineOptimizer):
+class SGDBoost(EngineOptimizer[BoostSettings]):
     """SGD with momentum whose learning rate each parameter scales by the signal-to-noise ratio of its first gradient.
 
     momentum 0 keeps no buffer. See `EngineOptimizer` for the engine's keyword arguments.
     """
 
-    def __init__(
-        self,
-        params: Iterable,
-        lr: float = 1e-2,
-        momentum: float = 0.9,
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-        **options: Any,
-    ) -> None:
-        super().__init__(params, dict(lr=lr, momentum=momentum, eps=eps, weight_decay=weight_decay), options)
-
-    def rule_for(self, group: dict[str, Any], param: Tensor) -> UpdateRule:
-        return BoostedStep(group["momentum"], group["eps"])
+    def rule_for(self, h: BoostSettings, param: Tensor) -> UpdateRule:
+        return BoostedStep(h)
 
     @torch.no_grad()
     def warmup_step(self) -> None:
@@ -100,25 +94,11 @@ class SGDBoost(EngineOptimizer):
                     self.managed[param].refresh_if_due(param.grad)
 
 
-@dataclass(frozen=True)
-class BoostSettings:
-    """What SGD-Boost takes."""
-
-    momentum: float = hyper(0.9, "decay of the momentum; 0 keeps none", flags=("beta1", "adam_beta1"))
-    eps: float = hyper(1e-8, "added to the standard deviation of the first gradient")
-    weight_decay: float = hyper(0.0, "decoupled weight decay, applied before the step")
-
-
-def _build(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> SGDBoost:
-    return SGDBoost(param_groups(model, [Route("all parameters", everything)]), lr=lr, **settings, **options)
-
-
 register(
     Method(
         "sgd_boost",
         "SGD-Boost / SGD-SaI: momentum SGD, scaled for each tensor by the first gradient's signal-to-noise ratio",
-        BoostSettings,
-        _build,
+        SGDBoost,
         aliases=("sgd_sai", "sgdboost"),
     )
 )

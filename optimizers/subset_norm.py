@@ -21,40 +21,66 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .engine.optimizer import EngineOptimizer
-from .engine.registry import Build, Method, hyper, register, with_betas
-from .engine.routing import Route, everything, param_groups
+from .engine.registry import Method, register
+from .engine.routing import Route, everything
 from .engine.rule import Scalars, State, StateSpec, UpdateRule
+from .engine.settings import beta, hyper
 from .primitives import moments
 from .primitives.blocks import kept_dim_shape, largest_divisor, subset_sum
-from .primitives.steps import AdamStep
+from .primitives.steps import AdamStep, HuggingFaceAdamSettings
 
 logger = logging.getLogger(__name__)
 SMALLEST_SUBSET = 4
 
 
 @dataclass(frozen=True)
+class SubsetNormSettings(HuggingFaceAdamSettings):
+    """What both forms of AdamW-SN take."""
+
+    beta1: float = beta(
+        0.9, "decay of the momentum; 0 is RMSProp-SN, which keeps none", key="betas", flags=("adam_beta1",)
+    )
+
+
+@dataclass(frozen=True)
+class MatrixSubsetNormSettings(SubsetNormSettings):
+    """What AdamW-SN takes."""
+
+    sn: bool = hyper(False, "whether matrices of the group get subset norms", flag=False)
+
+
+@dataclass(frozen=True)
+class GeneralSubsetNormSettings(SubsetNormSettings):
+    """What the general form takes."""
+
+    subset_size: int = hyper(-1, "elements that share a second moment (about hidden/2); -j: sqrt(elements)/j")
+    sn: bool = hyper(True, "whether parameters of the group get subset norms", flag=False)
+
+    def check(self) -> None:
+        if self.subset_size == 0:
+            raise ValueError("subset_size=0: give a positive size, or -j for sqrt(elements)/j")
+
+
+@dataclass(frozen=True)
 class SubsetNormStep(UpdateRule):
     """Subset norm of a matrix by rows or columns (arXiv 2411.07120, algorithm 1)."""
 
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-6
-    correct_bias: bool = True
+    h: SubsetNormSettings
 
     def state(self, shape: torch.Size) -> dict[str, StateSpec]:
-        specs = {"exp_avg": StateSpec(tuple(shape), "moment")} if self.beta1 else {}
+        specs = {"exp_avg": StateSpec(tuple(shape), "moment")} if self.h.beta1 else {}
         return {**specs, "exp_avg_sq": StateSpec(kept_dim_shape(tuple(shape)), "second_moment")}
 
     def scalars(self, step: int, lr_ratio: float) -> dict[str, float]:
-        return moments.adam_scalars(step, self.beta1, self.beta2, self.correct_bias)
+        return moments.adam_scalars(step, self.h.beta1, self.h.beta2, self.h.correct_bias)
 
     def direction(self, grad: Tensor, state: State, s: Scalars, first: bool) -> Tensor:
-        v = moments.second_moment(state, subset_sum(grad * grad, state["exp_avg_sq"]), self.beta2)
-        m = moments.first_moment(state, grad, self.beta1)
-        return moments.adam_direction(m, v, s, self.eps, eps_inside=False)
+        v = moments.second_moment(state, subset_sum(grad * grad, state["exp_avg_sq"]), self.h.beta2)
+        m = moments.first_moment(state, grad, self.h.beta1)
+        return moments.adam_direction(m, v, s, self.h.eps, eps_inside=False)
 
     def row_block(self, shape: torch.Size) -> int | None:
         return 1 if shape[0] >= shape[1] else None
@@ -64,19 +90,19 @@ class SubsetNormStep(UpdateRule):
 class FlatSubsetNormStep(SubsetNormStep):
     """Subset norm over consecutive elements of the flattened tensor; `subset` divides its size."""
 
-    subset: int = 1
+    subset: int
 
     def state(self, shape: torch.Size) -> dict[str, StateSpec]:
         specs = super().state(torch.Size((shape.numel(), 1)))
-        if self.beta1:
+        if self.h.beta1:
             specs["exp_avg"] = StateSpec(tuple(shape), "moment")
         return {**specs, "exp_avg_sq": StateSpec((shape.numel() // self.subset, 1), "second_moment")}
 
     def direction(self, grad: Tensor, state: State, s: Scalars, first: bool) -> Tensor:
         rows = grad.reshape(-1, self.subset)
-        v = moments.second_moment(state, (rows * rows).sum(dim=1, keepdim=True), self.beta2)
-        m = moments.first_moment(state, grad, self.beta1).reshape(-1, self.subset)
-        return moments.adam_direction(m, v, s, self.eps, eps_inside=False).reshape(grad.shape)
+        v = moments.second_moment(state, (rows * rows).sum(dim=1, keepdim=True), self.h.beta2)
+        m = moments.first_moment(state, grad, self.h.beta1).reshape(-1, self.subset)
+        return moments.adam_direction(m, v, s, self.h.eps, eps_inside=False).reshape(grad.shape)
 
     def row_block(self, shape: torch.Size) -> int | None:
         row = shape[1:].numel()
@@ -96,117 +122,56 @@ def subset_length(numel: int, subset_size: int) -> int:
     return 1 if too_small else length
 
 
-class AdamWSN(EngineOptimizer):
+def _adam(h: SubsetNormSettings) -> AdamStep:
+    return AdamStep(h.beta1, h.beta2, h.eps, h.correct_bias)
+
+
+class AdamWSN(EngineOptimizer[MatrixSubsetNormSettings]):
     """AdamW with subset norm by rows or columns on the matrices of groups with `sn=True`; AdamW elsewhere.
 
     beta1 = 0 is RMSProp-SN. See `EngineOptimizer` for the engine's keyword arguments.
     """
 
-    def __init__(
-        self,
-        params: Iterable,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        correct_bias: bool = True,
-        **options: Any,
-    ) -> None:
-        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, correct_bias=correct_bias)
-        super().__init__(params, defaults, options)
-
-    def rule_for(self, group: dict[str, Any], param: Tensor) -> UpdateRule:
-        kind = SubsetNormStep if group.get("sn") and param.ndim == 2 else AdamStep
-        return kind(**_adam_fields(group))
+    def rule_for(self, h: MatrixSubsetNormSettings, param: Tensor) -> UpdateRule:
+        return SubsetNormStep(h) if h.sn and param.ndim == 2 else _adam(h)
 
 
-class AdamWSNG(EngineOptimizer):
+class AdamWSNG(EngineOptimizer[GeneralSubsetNormSettings]):
     """AdamW with subset norm over `subset_size` consecutive elements; groups with `sn=False` are plain AdamW.
 
     subset_size: elements in a subset, lowered to a divisor of the tensor's size; -j means sqrt(size)/j.
     """
 
-    def __init__(
-        self,
-        params: Iterable,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        correct_bias: bool = True,
-        subset_size: int = -1,
-        **options: Any,
-    ) -> None:
-        defaults = dict(
-            lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, correct_bias=correct_bias, subset_size=subset_size
-        )
-        self._fallbacks: set[tuple[int, ...]] = set()
-        super().__init__(params, defaults, options)
+    def __init__(self, params: Iterable, *values: Any, **keywords: Any) -> None:
+        self._fallbacks: set[torch.Size] = set()
+        super().__init__(params, *values, **keywords)
 
-    def rule_for(self, group: dict[str, Any], param: Tensor) -> UpdateRule:
-        if group["subset_size"] == 0:
-            raise ValueError("subset_size=0: give a positive size, or -j for sqrt(elements)/j")
-        arguments = _adam_fields(group)
-        if not group.get("sn", True):
-            return AdamStep(**arguments)
-        subset = subset_length(param.numel(), group["subset_size"])
-        if subset > 1:
-            return FlatSubsetNormStep(**arguments, subset=subset)
-        if group["subset_size"] != 1 and tuple(param.shape) not in self._fallbacks:
-            self._fallbacks.add(tuple(param.shape))
+    def rule_for(self, h: GeneralSubsetNormSettings, param: Tensor) -> UpdateRule:
+        subset = subset_length(param.numel(), h.subset_size) if h.sn else 1
+        if h.sn and subset == 1 != h.subset_size and param.shape not in self._fallbacks:
+            self._fallbacks.add(param.shape)
             logger.warning(
                 "no subset of 4 or more elements divides a tensor of shape %s: plain AdamW", tuple(param.shape)
             )
-        return AdamStep(**arguments)
+        return FlatSubsetNormStep(h, subset) if subset > 1 else _adam(h)
 
 
-def _adam_fields(group: dict[str, Any]) -> dict[str, Any]:
-    beta1, beta2 = group["betas"]
-    return {"beta1": beta1, "beta2": beta2, "eps": group["eps"], "correct_bias": group["correct_bias"]}
-
-
-@dataclass(frozen=True)
-class SubsetNormSettings:
-    """What AdamW-SN takes."""
-
-    beta1: float = hyper(0.9, "decay of the momentum; 0 is RMSProp-SN, which keeps none", flags=("adam_beta1",))
-    beta2: float = hyper(0.999, "decay of the second moment")
-    eps: float = hyper(1e-6, "added to the root of the second moment")
-    weight_decay: float = hyper(0.0, "decoupled weight decay, applied after the step")
-
-
-@dataclass(frozen=True)
-class GeneralSubsetNormSettings(SubsetNormSettings):
-    """What the general form takes beside that."""
-
-    subset_size: int = hyper(-1, "elements that share a second moment (about hidden/2); -j: sqrt(elements)/j")
-
-
-def _linears(model: nn.Module) -> list[dict[str, Any]]:
-    is_linear = Route("linear weights", lambda p: p.linear and p.tensor.ndim == 2, {"sn": True})
-    return param_groups(model, [is_linear, Route("rest", everything, {"sn": False})])
-
-
-def _build(kind: type[AdamWSN] | type[AdamWSNG]) -> Build:
-    def build(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> EngineOptimizer:
-        return kind(_linears(model), lr=lr, **with_betas(settings), **options)
-
-    return build
-
+_LINEARS = Route("linear weights", lambda p: p.linear and p.tensor.ndim == 2, {"sn": True})
+_ROUTES = (_LINEARS, Route("rest", everything, {"sn": False}))
 
 register(
     Method(
         "adamw_sn",
         "AdamW-Subset-Norm (beta1 0: RMSProp-SN): one second moment a row or column of each linear weight",
-        SubsetNormSettings,
-        _build(AdamWSN),
+        AdamWSN,
+        _ROUTES,
     )
 )
 register(
     Method(
         "adamw_sng",
         "AdamW-Subset-Norm, general form: one second moment for --subset_size consecutive elements",
-        GeneralSubsetNormSettings,
-        _build(AdamWSNG),
+        AdamWSNG,
+        _ROUTES,
     )
 )

@@ -17,36 +17,26 @@ from optimizers import Method, hyper, register
 from optimizers.baselines import EngineAdamW
 from optimizers.engine.roles import NamedParameter
 from optimizers.engine.routing import Route, everything, param_groups
+from optimizers.primitives.steps import AdamSettings
 
 
 @dataclass(frozen=True)
-class SplitSettings:
+class SplitSettings(AdamSettings):
     """What the probe takes beside lr."""
 
-    beta1: float = hyper(0.9, "decay of the momentum")
-    beta2: float = hyper(0.999, "decay of the second moment")
-    eps: float = hyper(1e-8, "added to the root of the bias-corrected second moment")
-    body_scale: float = hyper(0.25, "learning rate of the matrices in attention and MLP / that of all else")
-    weight_decay: float = hyper(0.0, "decoupled weight decay")
+    body_scale: float = hyper(0.25, "learning rate of the matrices in attention and MLP / that of all else", above=0.0)
 
 
 def _inside(parameter: NamedParameter) -> bool:
     return parameter.block
 
 
-def _build(model: nn.Module, lr: float, settings: dict[str, Any], options: dict[str, Any]) -> EngineAdamW:
+def _build(model: nn.Module, lr: float, h: SplitSettings, options: dict[str, Any]) -> EngineAdamW:
     routes = [
-        Route("matrices of attention and MLP", _inside, {"lr": lr * settings["body_scale"]}),
+        Route("matrices of attention and MLP", _inside, {"lr": lr * h.body_scale}),
         Route("embedding, head and norms", everything),
     ]
-    return EngineAdamW(
-        param_groups(model, routes),
-        lr=lr,
-        betas=(settings["beta1"], settings["beta2"]),
-        eps=settings["eps"],
-        weight_decay=settings["weight_decay"],
-        **options,
-    )
+    return EngineAdamW(param_groups(model, routes), lr, (h.beta1, h.beta2), h.eps, h.weight_decay, **options)
 
 
-register(Method("split_adamw", "AdamW with a scaled learning rate for the body", SplitSettings, _build))
+register(Method("split_adamw", "AdamW with a scaled learning rate for the body", settings=SplitSettings, build=_build))

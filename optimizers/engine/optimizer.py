@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Generic, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-from . import sharding, state_io
+from . import arguments, sharding, state_io
 from .distributed import Alone, Exchange
 from .options import EngineOptions
 from .parameter import Batch, ManagedParameter, Shared
 from .per_layer import PerLayerUpdates
 from .roles import role_of
 from .rule import UpdateRule
+from .settings import Settings
+
+S = TypeVar("S", bound=Settings)
 
 
-class EngineOptimizer(torch.optim.Optimizer):
-    """Base of the public classes. A subclass names its hyperparameters and says which rule a parameter gets.
+class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
+    """Base of the public classes: `class Mine(EngineOptimizer[MySettings])` says which rule a parameter gets.
 
-    params: tensors, (name, tensor) pairs or groups, as in torch.optim. defaults: hyperparameters of groups that do
-    not set them. options: fields of `EngineOptions` by keyword.
+    params: tensors, (name, tensor) pairs or groups, as in torch.optim. The keys of the settings class and the fields
+    of `EngineOptions` are further arguments, and the former also keys of groups.
 
     State exists from construction: `state[p]` holds an int64 "step" (updates of that parameter) and the rule's
     tensors. The learning rate at construction is kept in each group as "base_lr". `warnings` counts what was borne.
@@ -30,12 +33,23 @@ class EngineOptimizer(torch.optim.Optimizer):
     Raises ValueError for a hyperparameter out of range, or a group that is not one of this method's.
     """
 
-    def __init__(self, params: Iterable, defaults: dict[str, Any], options: dict[str, Any]) -> None:
-        unknown = sorted(set(options) - set(EngineOptions.names()))
-        if unknown:
-            raise TypeError(f"{type(self).__name__} has no argument {', '.join(unknown)}")
+    settings: ClassVar[type[Settings]] = Settings
+    """The settings class, from the class's base."""
+    presets: ClassVar[Mapping[str, Any]] = {}
+    """Options that the class has where they are not given."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for base in getattr(cls, "__orig_bases__", ()):
+            for argument in get_args(base):
+                if isinstance(argument, type) and issubclass(argument, Settings):
+                    cls.settings = argument
+                    cls.__signature__ = arguments.signature(cls)  # type: ignore[attr-defined]
+
+    def __init__(self, params: Iterable, *values: Any, **keywords: Any) -> None:
+        defaults, options = arguments.sort(type(self), values, keywords)
         self.options = EngineOptions(**options)
-        self.shared = Shared(self.options, self.rule_for)
+        self.shared = Shared(self.options, self._rule)
         self.managed: dict[Tensor, ManagedParameter] = {}
         self.exchange: Exchange = Alone()
         self.pending: dict[Tensor, Tensor] = {}
@@ -45,9 +59,12 @@ class EngineOptimizer(torch.optim.Optimizer):
         if self.options.stagger_refresh and not any(m.rule.refreshes for m in self.managed.values()):
             raise ValueError(f"stagger_refresh: {type(self).__name__} refreshes nothing; leave it out")
 
-    def rule_for(self, group: dict[str, Any], param: Tensor) -> UpdateRule:
-        """The rule of one parameter of a group."""
+    def rule_for(self, h: Any, param: Tensor) -> UpdateRule:
+        """The rule of one parameter, from the settings of its group."""
         raise NotImplementedError
+
+    def _rule(self, group: dict[str, Any], param: Tensor) -> UpdateRule:
+        return self.rule_for(self.settings.from_group(group, hide=("weight_decay",)), param)
 
     @property
     def warnings(self) -> Counter[str]:
@@ -68,7 +85,7 @@ class EngineOptimizer(torch.optim.Optimizer):
         """Add parameters; their state is allocated at once."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        check_group(group)
+        arguments.check_group(type(self), group)
         group.setdefault("base_lr", float(group["lr"]))
         names = group.get("param_names") or [None] * len(group["params"])
         for name, param in zip(names, group["params"], strict=True):
@@ -196,20 +213,3 @@ class EngineOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__.copy()
-
-
-def check_group(group: dict[str, Any]) -> None:
-    """Raise ValueError for a hyperparameter out of range."""
-    for name in ("lr", "weight_decay", "eps"):
-        value = group.get(name)
-        values = value if isinstance(value, tuple | list) else (value,)
-        if any(v is not None and not float(v) >= 0.0 for v in values):
-            raise ValueError(f"{name}={value!r}: it must not be negative")
-    for name in ("betas", "beta1", "beta2", "momentum", "rho"):
-        value = group.get(name)
-        for beta in value if isinstance(value, tuple | list) else (value,):
-            if beta is not None and not 0.0 <= beta < 1.0:
-                raise ValueError(f"{name}={value!r}: it must be at least 0 and below 1")
-    for name in ("rank", "update_proj_gap"):
-        if group.get(name) is not None and group[name] < 1:
-            raise ValueError(f"{name}={group[name]!r}: it must be at least 1")

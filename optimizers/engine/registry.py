@@ -1,4 +1,4 @@
-"""The list of methods: names, aliases, hyperparameters; found by importing every module of the package."""
+"""The list of methods: names, aliases, settings; found by importing every module of the package."""
 
 from __future__ import annotations
 
@@ -7,52 +7,82 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-Build = Callable[[nn.Module, float, dict[str, Any], dict[str, Any]], torch.optim.Optimizer]
+from .options import EngineOptions
+from .routing import ALL_PARAMETERS, Route, param_groups
+from .settings import Settings
 
+if TYPE_CHECKING:
+    from .optimizer import EngineOptimizer
 
-def hyper(default: Any, help: str, *, choices: tuple[str, ...] | None = None, flags: tuple[str, ...] = ()) -> Any:
-    """A dataclass field that becomes a keyword argument and a command-line flag.
-
-    flags: other names of the flag, as papers' users type them; a name "--no_x" negates a boolean.
-    """
-    return field(default=default, metadata={"help": help, "choices": choices, "flags": flags})
-
-
-def with_betas(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with beta1 and beta2 as the pair that optimizer classes call betas."""
-    rest = {k: v for k, v in settings.items() if k not in ("beta1", "beta2")}
-    return {**rest, "betas": (settings["beta1"], settings["beta2"])}
+Build = Callable[[nn.Module, float, Any, dict[str, Any]], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
 class Method:
     """A method that `build_optimizer` and the command line can choose.
 
-    hyperparameters: a dataclass whose fields (made with `hyper`) are what the method takes beside lr.
-    build(model, lr, hyperparameters, options) makes the optimizer for a model.
+    kind: the optimizer's class, on the engine. routes: which parameters get which group keys.
+    Or, where that does not serve: settings, the settings class, and build(model, lr, settings, options), which makes
+    the optimizer for a model; options are keyword arguments that are fields of `EngineOptions`.
     engine: whether the engine's options (state_dtype, execution, per_layer, ...) apply.
     presets: option values that the name implies.
     """
 
     name: str
     description: str
-    hyperparameters: type
-    build: Build
+    kind: type[EngineOptimizer[Any]] | None = None
+    routes: Sequence[Route] = (ALL_PARAMETERS,)
+    settings: type[Settings] = Settings
+    build: Build | None = None
     aliases: tuple[str, ...] = ()
     engine: bool = True
     presets: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if (self.kind is None) == (self.build is None):
+            raise TypeError(f"{self.name}: a method has a class on the engine, or a function that builds it")
+        if self.kind is not None:
+            object.__setattr__(self, "settings", self.kind.settings)
+            object.__setattr__(self, "presets", {**self.kind.presets, **self.presets})
+
+    def make(self, model: nn.Module, lr: float, settings: Settings, options: EngineOptions) -> torch.optim.Optimizer:
+        """The optimizer for a model, its parameters routed to the method's rules."""
+        chosen = vars(options) if self.engine else {}
+        if self.build is not None:
+            return self.build(model, lr, settings, dict(chosen))
+        assert self.kind is not None
+        return self.kind(param_groups(model, self.routes), lr=lr, **{**settings.by_key(), **chosen})
+
     def defaults(self) -> dict[str, Any]:
-        """Hyperparameters with their defaults."""
-        return {f.name: f.default for f in fields(self.hyperparameters) if f.default is not MISSING}
+        """Hyperparameters with their defaults, by name."""
+        settings = self.settings()
+        return {name: getattr(settings, name) for name in self.settings.names()}
+
+    def options(self, arguments: Mapping[str, Any]) -> EngineOptions:
+        """The engine's options with these arguments, and with what the method's name implies."""
+        return EngineOptions(**{**self.presets, **arguments})
+
+    def sort(self, arguments: Mapping[str, Any]) -> tuple[Settings, EngineOptions]:
+        """Keyword arguments of `build_optimizer` as settings and options.
+
+        Raises ValueError for an argument that the method does not take, or a value that is not allowed.
+        """
+        given = {name: value for name, value in arguments.items() if name in EngineOptions.names()}
+        if given and not self.engine:
+            raise ValueError(
+                f"{self.name} is a class of another library, which stores its state and takes its steps in its own "
+                f"way: it has no {next(iter(given))}; leave it out or choose a method of this package"
+            )
+        own = {name: value for name, value in arguments.items() if name not in given}
+        return self.settings.by_name(own, self.name), self.options(given)
 
 
 _METHODS: dict[str, Method] = {}

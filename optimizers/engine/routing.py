@@ -33,6 +33,14 @@ def body_matrix(parameter: NamedParameter) -> bool:
 BODY_MATRICES = "attention and MLP linears"
 """The label of routes with `body_matrix`."""
 
+ALL_PARAMETERS = Route("all parameters", everything)
+"""One group of everything."""
+
+
+def body_routes(**keys: Any) -> tuple[Route, Route]:
+    """The weights of linear layers inside attention and MLP modules get these group keys; the rest is a group apart."""
+    return Route(BODY_MATRICES, body_matrix, keys), Route("rest", everything)
+
 
 def param_groups(model: nn.Module, routes: Sequence[Route]) -> list[dict[str, Any]]:
     """Parameter groups of a model with names.

@@ -46,11 +46,11 @@ class UpdateRule:
     lr_inside: ClassVar[bool] = False
     """True when `direction` already contains the learning rate (Adafactor averages scaled updates)."""
     compresses: ClassVar[bool] = False
-    """True when `compress` makes the gradient smaller, linearly, given the state."""
+    """Whether the class overrides `compress`."""
     learns: ClassVar[bool] = False
-    """True when `learn` needs the whole gradient at every update."""
+    """Whether the class overrides `learn`, which needs the whole gradient at every update."""
     refreshes: ClassVar[bool] = False
-    """True when `refresh` must have succeeded once before the first update can be made."""
+    """Whether the class overrides `refresh`, which must have succeeded once before the first update can be made."""
     moves: ClassVar[bool] = False
     """True when a basis moves at every update: a non-finite gradient must then be kept away from the rule."""
     projects_last: ClassVar[bool] = False
@@ -59,6 +59,12 @@ class UpdateRule:
     """False when `direction` holds an operation that torch.compile cannot trace."""
     accumulator: ClassVar[str | None] = None
     """A state tensor that can take gradients of micro-batches directly (see `accumulate`)."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.compresses = cls.compress is not UpdateRule.compress
+        cls.learns = cls.learn is not UpdateRule.learn
+        cls.refreshes = cls.refresh is not UpdateRule.refresh
 
     @property
     def lr_factor(self) -> float:

@@ -9,7 +9,61 @@ import torch
 from torch import Tensor
 
 from ..engine.rule import Decay, Scalars, State, StateSpec, UpdateRule
+from ..engine.settings import Settings, beta, hyper
 from . import moments
+
+
+@dataclass(frozen=True)
+class AdamSettings(Settings):
+    """What Adam and most methods that build on it take."""
+
+    beta1: float = beta(0.9, "decay of the momentum", key="betas", flags=("adam_beta1",))
+    beta2: float = beta(0.999, "decay of the second moment", key="betas")
+    eps: float = hyper(1e-8, "added to the root of the bias-corrected second moment", at_least=0.0)
+    weight_decay: float = hyper(0.0, "decoupled weight decay", at_least=0.0)
+
+
+@dataclass(frozen=True)
+class HuggingFaceAdamSettings(AdamSettings):
+    """What Hugging Face's former AdamW takes, on which GaLore and AdamW-SN were built."""
+
+    eps: float = hyper(1e-6, "added to the root of the second moment", at_least=0.0)
+    weight_decay: float = hyper(0.0, "decoupled weight decay, applied after the step", at_least=0.0)
+    correct_bias: bool = hyper(True, "whether moments are corrected for their start at zero", flag=False)
+
+
+@dataclass(frozen=True)
+class AdafactorSettings(Settings):
+    """What Adafactor takes, as released; its three last switches exist to be refused."""
+
+    default_lr: ClassVar[float | None] = None
+    eps: tuple[float, float] = hyper(
+        (1e-30, 1e-3), "added to squares, and (unused) to the scale of parameters", at_least=0.0, flag=False
+    )
+    clip_threshold: float = hyper(1.0, "largest root mean square of an update", above=0.0, flag=False)
+    decay_rate: float = hyper(-0.8, "beta2 = 1 - step^decay_rate", at_most=0.0, flag=False)
+    beta1: float | None = beta(0.0, "decay of the average of updates; 0 keeps none", flags=("adam_beta1",))
+    weight_decay: float = hyper(0.0, "decoupled weight decay", at_least=0.0)
+    scale_parameter: bool = hyper(False, "not supported", flag=False)
+    relative_step: bool = hyper(False, "not supported", flag=False)
+    warmup_init: bool = hyper(False, "not supported", flag=False)
+
+    def check(self) -> None:
+        if self.scale_parameter or self.relative_step or self.warmup_init:
+            raise ValueError(
+                "scale_parameter, relative_step and warmup_init must be False: give lr, and use a scheduler"
+            )
+        super().check()
+
+
+@dataclass(frozen=True)
+class LionSettings(Settings):
+    """What Lion takes."""
+
+    default_lr: ClassVar[float | None] = 1e-4
+    beta1: float = beta(0.9, "weight of the momentum in the step", key="betas", flags=("adam_beta1",))
+    beta2: float = beta(0.99, "decay of the momentum", key="betas")
+    weight_decay: float = hyper(0.0, "decoupled weight decay, applied after the step", at_least=0.0)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def _of_other_method(before: str, after: str) -> list[str]:
     old, new = chosen_method(before), chosen_method(after)
     if old.name == new.name:
         return []
-    own = {field.name for field in dataclasses.fields(old.hyperparameters)} | set(old.presets)
+    own = set(old.settings.names()) | set(old.presets)
     return sorted(own | (set(applicable(old)) - set(applicable(new))))
 
 

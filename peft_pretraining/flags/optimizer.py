@@ -43,7 +43,7 @@ class OptimizerConfig:
 
     def hyperparameters(self) -> dict[str, Any]:
         """What the method takes beside lr, defaults filled in."""
-        return self._filled(self.method.hyperparameters, {}, synonyms(self.method))
+        return self._filled(self.method.settings, {}, synonyms(self.method))
 
     def engine_options(self) -> dict[str, Any]:
         """Fields of `EngineOptions`, with what the method's name implies; empty for a library's optimizer."""
@@ -56,7 +56,7 @@ class OptimizerConfig:
     def resolved(self) -> "OptimizerConfig":
         """The same with the method's defaults written out. Raises UsageError for a bad value."""
         for kind, values in (
-            (self.method.hyperparameters, self.hyperparameters()),
+            (self.method.settings, self.hyperparameters()),
             (EngineOptions, self.engine_options()),
         ):
             try:
@@ -83,7 +83,7 @@ class OptimizerConfig:
 
     def _filled(self, kind: type, implied: Mapping[str, Any], synonyms: Mapping[str, str]) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        for field in dataclasses.fields(kind):
+        for field in flagged(kind):
             given = self._given(field.name, synonyms.get(field.name))
             if given is not None:
                 values[field.name] = given
@@ -124,8 +124,13 @@ def spellings(method: registry.Method) -> set[str]:
 
 
 def _fields(method: registry.Method) -> list[Any]:
-    kinds = (method.hyperparameters, EngineOptions) if method.engine else (method.hyperparameters,)
-    return [field for kind in kinds for field in dataclasses.fields(kind)]
+    kinds = (method.settings, EngineOptions) if method.engine else (method.settings,)
+    return [field for kind in kinds for field in flagged(kind)]
+
+
+def flagged(kind: type) -> list[Any]:
+    """The fields of a settings class that are flags."""
+    return [field for field in dataclasses.fields(kind) if field.metadata["flag"]]
 
 
 def method_flags() -> list[str]:
@@ -136,12 +141,12 @@ def method_flags() -> list[str]:
 def synonyms(method: registry.Method) -> dict[str, str]:
     """Hyperparameters of this method that answer to the name of another method's: own -> other name."""
     names = _hyperparameter_names()
-    answers = {field.name: names & set(_other_names(field)) for field in dataclasses.fields(method.hyperparameters)}
+    answers = {field.name: names & set(_other_names(field)) for field in flagged(method.settings)}
     return {name: min(others) for name, others in answers.items() if others}
 
 
 def _hyperparameter_names() -> set[str]:
-    return {field.name for method in registry.methods() for field in dataclasses.fields(method.hyperparameters)}
+    return {field.name for method in registry.methods() for field in flagged(method.settings)}
 
 
 def _other_names(field: Any) -> list[str]:
@@ -158,7 +163,7 @@ def optimizer_config_type() -> type[OptimizerConfig]:
     flags: dict[str, Any] = {"optimizer": ("optimizer", str, method)}
     aliases, uses, choices = _flag_names(), _uses(), _choices()
     for method in registry.methods():
-        for name, (kind, metadata) in _typed_fields(method.hyperparameters).items():
+        for name, (kind, metadata) in _typed_fields(method.settings).items():
             if flags.setdefault(name, (name, kind, None))[1] != kind:
                 raise TypeError(f"{method.name} gives --{name} another type than the methods before it")
             metadata |= {
@@ -181,7 +186,7 @@ def optimizer_config_type() -> type[OptimizerConfig]:
 def _typed_fields(kind: type) -> dict[str, tuple[Any, dict[str, Any]]]:
     """Field name -> its type or None, and its help and choices."""
     hints, found = get_type_hints(kind), {}
-    for field in dataclasses.fields(kind):
+    for field in flagged(kind):
         plain = next((t for t in get_args(hints[field.name]) if t is not type(None)), hints[field.name])
         metadata = {key: field.metadata[key] for key in ("help", "choices") if field.metadata.get(key)}
         found[field.name] = (plain | None, metadata)
@@ -193,7 +198,7 @@ def _flag_names() -> dict[str, list[str]]:
     names: dict[str, list[str]] = {name: [] for name in _hyperparameter_names()}
     for method in registry.methods():
         answers_to = synonyms(method)
-        for field in dataclasses.fields(method.hyperparameters):
+        for field in flagged(method.settings):
             owner = answers_to.get(field.name, field.name)
             new = [f"--{name}" for name in _other_names(field) if name not in names]
             names[owner] += [name for name in new if name not in names[owner]]
@@ -205,7 +210,7 @@ def _choices() -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     free: set[str] = set()
     for method in registry.methods():
-        for field in dataclasses.fields(method.hyperparameters):
+        for field in flagged(method.settings):
             own = field.metadata.get("choices") or ()
             known = found.setdefault(field.name, [])
             known += [choice for choice in own if choice not in known]
@@ -217,7 +222,7 @@ def _uses() -> dict[str, str]:
     """Hyperparameter -> what it means, where methods differ in words or default for each of them."""
     found: dict[str, dict[tuple[str, str], list[str]]] = {}
     for method in registry.methods():
-        for field in dataclasses.fields(method.hyperparameters):
+        for field in flagged(method.settings):
             default = "required" if field.default is MISSING else f"default {field.default}"
             found.setdefault(field.name, {}).setdefault((field.metadata["help"], default), []).append(method.name)
     return {

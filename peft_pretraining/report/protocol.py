@@ -126,7 +126,7 @@ def _note_unusual(found: Comparison, settings: dict[str, Any], method: dict[str,
     """What else was changed: a published run has the method's other settings at their defaults."""
     entry = registry.get(settings["optimizer"])
     told_apart = {*_PROTOCOL, *_OF_METHOD, "rank", "proj_type"}
-    for hyperparameter in dataclasses.fields(entry.hyperparameters):
+    for hyperparameter in dataclasses.fields(entry.settings):
         flag, own = hyperparameter.name, settings.get(hyperparameter.name)
         if flag not in told_apart and own is not None:
             found.note(flag, own, method.get(flag) if flag in method else hyperparameter.default)

@@ -236,16 +236,16 @@ def test_a_saved_method_file_is_not_run_unasked(tmp_path: Path, minimal: list[st
 TOY = """
 from dataclasses import dataclass
 import torch
-from optimizers.engine.registry import Method, hyper, register
+from optimizers import Method, Settings, hyper, register
 
 @dataclass(frozen=True)
-class Hyperparameters:
+class Wobbling(Settings):
     wobble: float = hyper(0.25, "how much the toy wobbles")
 
-def build(model, lr, hyperparameters, options):
+def build(model, lr, h, options):
     return torch.optim.SGD(model.parameters(), lr=lr)
 
-register(Method("toy", "a toy", Hyperparameters, build, engine=False))
+register(Method("toy", "a toy", settings=Wobbling, build=build, engine=False))
 """
 
 
