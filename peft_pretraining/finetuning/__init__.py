@@ -1,0 +1,1 @@
+"""Fine-tuning with the optimizers of this package: sentence classification (GLUE) and prompt/response pairs."""
