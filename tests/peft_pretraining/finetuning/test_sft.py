@@ -22,8 +22,7 @@ from peft_pretraining.finetuning.pairs import (
 )
 from tests.peft_pretraining.finetuning.models import save_llama, tokenizer
 
-
-LEARN = ["--optimizer", "adamw", "--lr", "1e-2", "--batch_size", "8", "--num_train_epochs", "10"]
+LEARN = ["--optimizer", "adamw", "--lr", "1e-2", "--batch_size", "8", "--num_train_epochs", "16"]
 
 
 def write_sums(path: Path, count: int, seed: int) -> Path:
