@@ -53,8 +53,10 @@ class Labelled:
 
 def load_task(name: str | None, train_file: str | None, validation_file: str | None) -> Labelled:
     """The task's data: of the hub by name, or of files. Raises UsageError for what cannot be read."""
-    if name is not None and train_file is None:
-        return _from_hub(name)
+    if name is not None:
+        glue_task(name)
+        if train_file is None:
+            return _from_hub(name)
     if train_file is None or validation_file is None:
         raise UsageError("give --task_name, or --train_file together with --validation_file")
     return _from_files(name, train_file, validation_file)

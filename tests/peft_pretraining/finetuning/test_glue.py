@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import run_glue
+from peft_pretraining.finetuning.adapters import add_lora
+from peft_pretraining.finetuning.pretrained import load_classifier
 from peft_pretraining.finetuning.tasks import GLUE, load_task
 from tests.peft_pretraining.finetuning.models import save_bert
 
@@ -80,7 +82,15 @@ def test_lora_trains_adapters_and_head_only(place: Path) -> None:
     pytest.importorskip("peft")
     flags = ["--optimizer", "adamw", "--lr", "3e-2", "--num_train_epochs", "4", "--lora_rank", "4"]
     assert run_glue.main(command(place, *flags)) == 0
-    assert results(place)["seeds"][0]["best"]["validation accuracy"] > 0.9
+    seed = results(place)["seeds"][0]
+    assert seed["best"]["validation accuracy"] > seed["majority"]
+
+
+def test_lora_freezes_all_else(place: Path) -> None:
+    pytest.importorskip("peft")
+    model = add_lora(load_classifier(str(place / "bert"), 2, False)[0], 4, classification=True)
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert trained and all("lora_" in name or "classifier" in name for name in trained)
 
 
 def test_regression_reports_correlations(place: Path) -> None:
