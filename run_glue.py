@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from peft_pretraining.config import flag
 from peft_pretraining.errors import UsageError
 from peft_pretraining.finetuning.command import LoopFlags, builder, exit_status, read_flags
+from peft_pretraining.flags.fields import flag
 
 _SWITCHES = {"--enable_galore": ["--optimizer", "galore_adamw"], "--lora_all_modules": [], "--pad_to_max_length": []}
 _NAMES = {"--lora_r": "--rank", "--learning_rate": "--lr"}

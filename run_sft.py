@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from peft_pretraining.config import flag
 from peft_pretraining.errors import UsageError
 from peft_pretraining.finetuning.command import LoopFlags, builder, exit_status, read_flags
+from peft_pretraining.flags.fields import flag
 
 _NAMES = {"--learning_rate": "--lr"}
 

@@ -9,11 +9,11 @@ from typing import ClassVar, TypeVar
 import torch
 
 from optimizers import build_optimizer
-from peft_pretraining.config import flag
 from peft_pretraining.errors import UsageError
 from peft_pretraining.finetuning.training import SCHEDULERS, LoopSettings
-from peft_pretraining.flag_parser import FlagParser
-from peft_pretraining.optimizing import OptimizerConfig, optimizer_config_type
+from peft_pretraining.flags.fields import flag
+from peft_pretraining.flags.optimizer import OptimizerConfig, optimizer_config_type
+from peft_pretraining.flags.parser import FlagParser
 
 
 @dataclass(frozen=True, kw_only=True)
