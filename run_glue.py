@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peft_pretraining.errors import UsageError
-from peft_pretraining.finetuning.command import LoopFlags, builder, exit_status, read_flags
+from peft_pretraining.finetuning.command import LoopFlags, builder, read_flags
 from peft_pretraining.flags.fields import flag
 
 _SWITCHES = {"--enable_galore": ["--optimizer", "galore_adamw"], "--lora_all_modules": [], "--pad_to_max_length": []}
@@ -44,7 +44,11 @@ def from_published(argv: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line. Returns the exit status."""
-    return exit_status(lambda: _run(from_published(sys.argv[1:] if argv is None else argv)))
+    try:
+        return _run(from_published(sys.argv[1:] if argv is None else argv))
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
 
 
 def _run(argv: Sequence[str]) -> int:

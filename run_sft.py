@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peft_pretraining.errors import UsageError
-from peft_pretraining.finetuning.command import LoopFlags, builder, exit_status, read_flags
+from peft_pretraining.finetuning.command import LoopFlags, builder, read_flags
 from peft_pretraining.flags.fields import flag
 
 _NAMES = {"--learning_rate": "--lr"}
@@ -38,8 +38,11 @@ class SftFlags(LoopFlags):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line. Returns the exit status."""
-    words = [_renamed(word) for word in (sys.argv[1:] if argv is None else argv)]
-    return exit_status(lambda: _run(words))
+    try:
+        return _run([_renamed(word) for word in (sys.argv[1:] if argv is None else argv)])
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
 
 
 def _renamed(word: str) -> str:

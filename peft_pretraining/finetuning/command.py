@@ -1,6 +1,5 @@
 """What run_glue.py and run_sft.py share: flags of the loop, the optimizer's flags, folders, exit status."""
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,12 +114,3 @@ def builder(config: OptimizerConfig) -> Callable[[torch.nn.Module], torch.optim.
             raise UsageError(f"--optimizer {config.optimizer}: {error}") from error
 
     return build
-
-
-def exit_status(run: Callable[[], int]) -> int:
-    """The exit status of a command: 2, and one line, for a mistake of the user."""
-    try:
-        return run()
-    except UsageError as error:
-        print(error, file=sys.stderr)
-        return 2
