@@ -32,9 +32,11 @@ class Exchange(Protocol):
 
     def sum(self, tensor: Tensor) -> Tensor: ...
 
-    def owner(self, index: int) -> bool: ...
+    def is_me(self, owner: int) -> bool: ...
 
-    def broadcast(self, tensor: Tensor, index: int) -> None: ...
+    def broadcast(self, tensor: Tensor, owner: int) -> None: ...
+
+    def any(self, flags: list[bool]) -> list[bool]: ...
 
 
 class Alone:
@@ -46,11 +48,14 @@ class Alone:
     def sum(self, tensor: Tensor) -> Tensor:
         return tensor
 
-    def owner(self, index: int) -> bool:
+    def is_me(self, owner: int) -> bool:
         return True
 
-    def broadcast(self, tensor: Tensor, index: int) -> None:
+    def broadcast(self, tensor: Tensor, owner: int) -> None:
         return None
+
+    def any(self, flags: list[bool]) -> list[bool]:
+        return flags
 
 
 class Replicated:
@@ -74,16 +79,24 @@ class Replicated:
             self.bytes_sent += tensor.numel() * tensor.element_size()
         return tensor
 
-    def owner(self, index: int) -> bool:
-        """Whether this process computes the basis of parameter `index`."""
-        return index % self.parts == self.part
+    def is_me(self, owner: int) -> bool:
+        """Whether this process has that number in the group."""
+        return owner == self.part
 
-    def broadcast(self, tensor: Tensor, index: int) -> None:
+    def broadcast(self, tensor: Tensor, owner: int) -> None:
         """Send the owner's tensor to all."""
         with self.timed():
-            dist.broadcast(tensor, group=self.group, group_src=index % self.parts)
-        if self.owner(index):
+            dist.broadcast(tensor, group=self.group, group_src=owner)
+        if self.is_me(owner):
             self.bytes_sent += tensor.numel() * tensor.element_size()
+
+    def any(self, flags: list[bool]) -> list[bool]:
+        """Each flag, whether it is set on any process; over the CPU where the group can, so no device waits."""
+        on_cpu = "cpu" in str(dist.get_backend_config(self.group))
+        numbers = torch.tensor(flags, dtype=torch.int32, device="cpu" if on_cpu else torch.cuda.current_device())
+        with self.timed():
+            dist.all_reduce(numbers, group=self.group)
+        return [count > 0 for count in numbers.tolist()]
 
 
 def replicate(optimizer: torch.optim.Optimizer, group: Any = None) -> None:
@@ -107,18 +120,35 @@ def synchronize(optimizer: torch.optim.Optimizer, group: Any = None, projected: 
     if not isinstance(exchange, Replicated):
         exchange = Replicated(group)
     before = exchange.bytes_sent
-    params = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
     managed = getattr(optimizer, "managed", {})
+    params = _with_gradient(optimizer, exchange)
     compressed = [p for p in params if projected and p in managed and travels_compressed(managed[p])]
     for param in compressed:
+        assert param.grad is not None
         optimizer.pending[param] = managed[param].compress(param.grad)  # type: ignore[attr-defined]
         param.grad = None
     travelling = [getattr(optimizer, "pending", {}).get(p, p.grad) for p in params]
-    _sum_in_buckets([t for t in travelling if not sharding.is_sharded(t)], exchange)
-    for param in params:
-        if param.grad is not None and param in managed and managed[param].due():
-            refresh(managed[param], param.grad, exchange)
+    _sum_in_buckets([t for t in travelling if t is not None and not sharding.is_sharded(t)], exchange)
+    refresh_replicas([managed[p] for p in params if p.grad is not None and p in managed and managed[p].due()], exchange)
     return exchange.bytes_sent - before
+
+
+def _with_gradient(optimizer: torch.optim.Optimizer, exchange: Exchange) -> list[Tensor]:
+    """The parameters that have a gradient on any process; where this one has none, it takes part with zeros."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for param in params:
+        if param.grad is not None and param.grad.is_sparse:
+            raise ValueError(
+                f"parameter of shape {tuple(param.shape)}: sparse gradients are not summed; use sparse=False in the "
+                "embedding"
+            )
+    chosen = []
+    for param, exists in zip(params, exchange.any([p.grad is not None for p in params]), strict=True):
+        if exists and param.grad is None:
+            param.grad = torch.zeros_like(param)
+        if exists:
+            chosen.append(param)
+    return chosen
 
 
 def travels_compressed(managed: ManagedParameter) -> bool:
@@ -142,21 +172,37 @@ def reduce_gradient(optimizer: EngineOptimizer, param: Tensor, grad: Tensor) -> 
 
 
 def refresh(managed: ManagedParameter, grad: Tensor | None, exchange: Exchange) -> None:
-    """Refresh a due parameter from the summed gradient: computed by its owner, broadcast to all."""
+    """Refresh a due parameter from the summed gradient: computed by its owner, known to all."""
     if sharding.is_sharded(managed.param):
         if grad is not None:
             managed.refresh_if_due(grad)
         # The others note it too: whether a refresh is due must be the same everywhere, for the next micro-batch.
-        agreed = managed.step > 0 or sharding.agree(bool(managed.settled), managed.placement)
-        managed.note_refresh(agreed)
+        sharding.agree_on_refreshes([managed])
         return
     assert grad is not None
-    changed = torch.tensor([int(exchange.owner(managed.index) and managed.refresh(grad))], device=grad.device)
-    exchange.broadcast(changed, managed.index)
-    if changed.item() and exchange.parts > 1:
-        for tensor in managed.stored().values():
-            exchange.broadcast(tensor, managed.index)
-    managed.note_refresh(bool(changed.item()))
+    owner = managed.index % exchange.parts
+    changed = exchange.is_me(owner) and managed.refresh(grad)
+    _share_refreshes([(managed, owner, changed)], exchange)
+
+
+def refresh_replicas(due: list[ManagedParameter], exchange: Exchange) -> None:
+    """Refresh from the summed gradients in `.grad`: every owner computes all that it has to, then all is sent."""
+    owners = sharding.deal([m.param.shape for m in due], exchange.parts)
+    tried = []
+    for managed, owner in zip(due, owners, strict=True):
+        assert managed.param.grad is not None
+        tried.append((managed, owner, exchange.is_me(owner) and managed.refresh(managed.param.grad)))
+    _share_refreshes(tried, exchange)
+
+
+def _share_refreshes(tried: list[tuple[ManagedParameter, int, bool]], exchange: Exchange) -> None:
+    if not tried:
+        return
+    for (managed, owner, _), changed in zip(tried, exchange.any([c for _, _, c in tried]), strict=True):
+        if changed and exchange.parts > 1:
+            for tensor in managed.stored().values():
+                exchange.broadcast(tensor, owner)
+        managed.note_refresh(changed)
 
 
 def _sum_in_buckets(tensors: list[Tensor], exchange: Exchange) -> None:

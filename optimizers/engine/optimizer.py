@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar, get_args
 
 import torch
@@ -13,7 +14,7 @@ from . import arguments, sharding, state_io
 from .distributed import Alone, Exchange
 from .options import EngineOptions
 from .parameter import Batch, ManagedParameter, Shared
-from .per_layer import PerLayerUpdates
+from .per_layer import PerLayerUpdates, refuse_second_optimizer
 from .roles import role_of
 from .rule import UpdateRule
 from .settings import Settings
@@ -91,6 +92,7 @@ class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
         for name, param in zip(names, group["params"], strict=True):
             index = len(self.managed)
             label = name or f"parameter {index}"
+            refuse_second_optimizer(param, label)
             self.managed[param] = ManagedParameter(self.shared, param, group, index, label, self.state[param])
             if self.layers is not None:
                 self.layers.watch(param)
@@ -98,10 +100,12 @@ class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
     # -- the update ---------------------------------------------------------------------------------------------
 
     def begin_update(self, micro_batches: int = 1, max_norm: float = 0.0) -> None:
-        """Open a per-layer update of this many backward passes; `step` closes it.
+        """Open a per-layer update of this many backward passes; `step` closes it. Both numbers hold until the next
+        call, so a loop in which they never change calls this once.
 
         max_norm: largest norm of each parameter's gradient (of its projection, where it is projected); 0: no clipping.
-        Raises ValueError, naming the method, where it cannot accumulate over several backward passes.
+        Raises ValueError, naming the method, where it cannot accumulate over several backward passes, and before an
+        update under way was closed.
         """
         if self.layers is None:
             raise ValueError("begin_update belongs to per_layer=True")
@@ -117,13 +121,47 @@ class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
         if self.layers is not None:
             self.layers.close()
             return loss
-        batch = Batch()
+        bad, gathered, batch = self._non_finite(), self._refresh_owned(list(self.managed)), Batch()
         for group in self.param_groups:
             for param in group["params"]:
-                if param.grad is not None or param in self.pending:
-                    self.update_parameter(param, param.grad, self.pending.pop(param, None), batch)
+                if param in bad:
+                    self.managed[param].warn_of_gradient()
+                elif param.grad is not None or param in self.pending:
+                    compressed = self.pending.pop(param, None)
+                    self.update_parameter(param, param.grad, compressed, batch, gathered=gathered)
         batch.finish()
         return loss
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """What torch's GradScaler asks for before its step."""
+        if self.layers is not None:
+            raise ValueError(
+                "per_layer: updates are made inside the backward pass, from gradients that the GradScaler has scaled. "
+                "Train in bfloat16, which needs no GradScaler, or leave out per_layer"
+            )
+        return False
+
+    def _non_finite(self) -> set[Tensor]:
+        """Parameters whose rule must be kept from their gradient; the same on every process, with one wait."""
+        if self.trusts_gradients:
+            return set()
+        moving = [p for p, m in self.managed.items() if m.rule.moves and p.grad is not None]
+        return sharding.non_finite(moving)
+
+    def _refresh_owned(self, params: Iterable[Tensor]) -> dict[Tensor, Tensor | None]:
+        """Refresh what owners compute: all gradients are gathered first, so that owners work at the same time.
+
+        Returns the whole gradients of what was due: with the owner, for the update that follows; elsewhere None.
+        """
+        owned = [self.managed[p] for p in params if p.grad is not None and self.managed[p].placement.mode == "owner"]
+        due = [m for m in owned if m.rule.refreshes and (m.step == 0 or m.due())]
+        whole = {m.param: sharding.gather_gradient(m.param, m.placement) for m in due}
+        for managed in due:
+            if (grad := whole[managed.param]) is not None:
+                managed.refresh_if_due(grad)
+        sharding.agree_on_refreshes(due)
+        return whole
 
     def abandon_update(self) -> None:
         """Close a per-layer update without making it, as far as it has not been made."""
@@ -137,42 +175,47 @@ class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
         super().zero_grad(set_to_none)
 
     def update_parameter(
-        self, param: Tensor, grad: Tensor | None, compressed: Tensor | None = None, batch: Batch | None = None
+        self,
+        param: Tensor,
+        grad: Tensor | None,
+        compressed: Tensor | None = None,
+        batch: Batch | None = None,
+        limit: Callable[[Tensor, ManagedParameter], None] | None = None,
+        gathered: Mapping[Tensor, Tensor | None] = MappingProxyType({}),
     ) -> bool:
         """Update one parameter from its gradient, or from what `distributed.synchronize` made of it; with a batch,
         perhaps not before the batch is finished.
 
+        limit: compress the gradient, and clip what comes of it with this. gathered: whole gradients that are here.
         Returns False when the update is put off because the rule's first refresh has not succeeded yet.
         """
         managed = self.managed[param]
         managed.check_group()
-        if grad is not None and grad.is_sparse:
-            raise ValueError(f"{managed.name}: sparse gradients are not supported; use sparse=False in the embedding")
         whole = grad
-        if grad is not None and sharding.is_sharded(grad):
-            whole = self._assemble(managed, grad)
-        elif grad is not None and not managed.refresh_if_due(grad):
+        if grad is not None:
+            managed.refuse_sparse(grad)
+            if sharding.is_sharded(grad):
+                whole = gathered[param] if param in gathered else self._assemble(managed, grad)
+            else:
+                managed.refresh_if_due(grad)
+        if managed.rule.refreshes and not managed.settled:
             return False
-        if managed.placement.mode == "owner" and not managed.ready:
-            return False
-        if managed.rule.moves and not self.trusts_gradients and grad is not None and not managed.finite(grad):
-            return False
+        if limit is not None and whole is not None:
+            compressed = managed.compress(whole)
+            limit(compressed, managed)
         managed.update(whole, compressed, batch)
         return True
 
-    @staticmethod
-    def _assemble(managed: ManagedParameter, grad: Tensor) -> Tensor | None:
+    def _assemble(self, managed: ManagedParameter, grad: Tensor) -> Tensor | None:
         """The gradient this process computes with: its shard, or the whole with the owner; refreshes on the way."""
-        place = managed.placement
-        if place.mode == "rows":
+        if managed.placement.mode == "rows":
             if managed.due():
                 managed.note_refresh(managed.refresh(grad.full_tensor()))  # type: ignore[attr-defined]
-            managed.ready = not managed.rule.refreshes or bool(managed.settled)
             return sharding.local(grad)
-        whole = sharding.gather(sharding.local(grad), managed.param.shape, place)
-        ready = managed.refresh_if_due(whole) if whole is not None else True
-        managed.ready = sharding.agree(ready, place) if managed.rule.refreshes and managed.step == 0 else True
-        return whole
+        refreshed = self._refresh_owned([managed.param])
+        if managed.param in refreshed:
+            return refreshed[managed.param]
+        return sharding.gather_gradient(managed.param, managed.placement)
 
     # -- what users ask -----------------------------------------------------------------------------------------
 

@@ -31,6 +31,9 @@ class Shared:
     warnings: Counter[str] = field(default_factory=Counter)
     scalars: ScalarCache = field(default_factory=ScalarCache)
     observer: Observer | None = None
+    owners: sharding.Owners = field(default_factory=sharding.Owners)
+    progress: Callable[[], None] = lambda: None
+    """Called after each basis that was computed, which may take long: a sign of life."""
 
 
 class ManagedParameter:
@@ -55,7 +58,7 @@ class ManagedParameter:
         if shared.options.execution == "compiled" and not self.rule.compilable:
             shared.warnings[f"{type(self.rule).__name__} with these settings cannot be compiled and runs eagerly"] += 1
         self.specs = self._specs()
-        self.placement = sharding.place(param, self.rule, self.specs, index, name)
+        self.placement = sharding.place(param, self.rule, self.specs, shared.owners, name)
         self.slices = sharding.slices(param.shape, self.rule, self.specs, self.placement, execution.SLICE)
         self.rounds = shared.options.weight_rounding == "stochastic" and param.dtype == torch.bfloat16
         self.draws = self.rounds or any(storage == "bfloat16" for _, _, storage in self.specs)
@@ -63,7 +66,6 @@ class ManagedParameter:
             precision.prepare_noise(param.device, [param.shape, *(spec.shape for _, spec, _ in self.specs)])
         self.settled: bool | None = None
         self.refreshed_at = 0
-        self.ready = True
         self._signature = group_signature(group)
         self._kernels: dict[tuple, Callable[..., Any]] = {}
         self._allocate()
@@ -78,7 +80,7 @@ class ManagedParameter:
         self.state["step"] = torch.zeros((), dtype=torch.int64)
         if not self.placement.holds_state:
             return
-        if any(storage == "int8" for _, _, storage in self.specs):
+        if self.quantised:
             precision.prepare_codes(self.param.device)
         for name, spec, storage in self.specs:
             for stored, (shape, dtype) in precision.layout(name, spec, storage).items():
@@ -94,6 +96,11 @@ class ManagedParameter:
         if self.placement.mode == "whole":
             return {k: v for k, v in self.state.items() if k != "step"}
         return {k: sharding.local(v) for k, v in self.state.items() if k != "step"}
+
+    @property
+    def quantised(self) -> bool:
+        """Whether some of the state is kept in 8 bits."""
+        return any(storage == "int8" for _, _, storage in self.specs)
 
     def values(self) -> State:
         """The float32 values of the state; float32 storage is returned itself, not a copy."""
@@ -145,6 +152,8 @@ class ManagedParameter:
         except torch.linalg.LinAlgError:
             self.shared.warnings[f"{self.name}: the SVD failed, the old basis stays"] += 1
             return False
+        finally:
+            self.shared.progress()
         if changed:
             self.keep(values, 2)
         return changed
@@ -153,8 +162,17 @@ class ManagedParameter:
         """Whether the gradient is finite; counts a warning if not. Waits for the device."""
         if torch.isfinite(grad).all():
             return True
-        self.shared.warnings[f"{self.name}: non-finite gradient, the old basis stays"] += 1
+        self.warn_of_gradient()
         return False
+
+    def warn_of_gradient(self) -> None:
+        """Count a gradient that is not finite."""
+        self.shared.warnings[f"{self.name}: non-finite gradient, the old basis stays"] += 1
+
+    def refuse_sparse(self, grad: Tensor) -> None:
+        """Raise ValueError for a sparse gradient."""
+        if grad.is_sparse:
+            raise ValueError(f"{self.name}: sparse gradients are not supported; use sparse=False in the embedding")
 
     def refresh_if_due(self, grad: Tensor) -> bool:
         """Refresh when its turn has come; False while it has never succeeded, so that no update can be made."""
@@ -171,7 +189,7 @@ class ManagedParameter:
 
     def compress(self, grad: Tensor) -> Tensor:
         """What the rule needs of a gradient, float32; linear, so it may be accumulated and summed over processes."""
-        return self.rule.compress(grad.float(), self.values())
+        return self.rule.compress(grad.float(), LoadedWhenAsked(self))
 
     def update(self, grad: Tensor | None, compressed: Tensor | None = None, batch: Batch | None = None) -> None:
         """Update weight and state from the whole gradient, or from its compressed form, or (neither) from what was
@@ -265,6 +283,19 @@ class ManagedParameter:
             tensors = (sharding.local(self.param), grad, compressed)
             self._kernels[key] = program(kernel, signature(*tensors)) if self._compiles() else kernel
         return self._kernels[key]
+
+
+class LoadedWhenAsked(dict[str, Tensor]):
+    """The float32 values of a state, each loaded when a rule asks for it: `compress` needs a basis and no moments."""
+
+    def __init__(self, managed: ManagedParameter) -> None:
+        super().__init__()
+        self._specs = {name: (spec, storage) for name, spec, storage in managed.specs}
+        self._stored = managed.stored()
+
+    def __missing__(self, name: str) -> Tensor:
+        self[name] = precision.load(name, *self._specs[name], self._stored)
+        return self[name]
 
 
 class Batch:

@@ -10,12 +10,22 @@ With several micro-batches an update must not need the whole gradient at its end
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import gc
+import warnings
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import distributed, sharding
+from .combined import CombinedOptimizer
+from .distributed import Alone
 
 if TYPE_CHECKING:
     from .optimizer import EngineOptimizer
@@ -29,30 +39,46 @@ class PerLayerUpdates:
         self.optimizer = optimizer
         self.micro_batches = 1
         self.max_norm = 0.0
+        self.announced = False
         self.arrived: dict[Tensor, int] = {}
         self.sums: dict[Tensor, Tensor] = {}
         self.bad_gradients: Tensor | None = None
 
     def watch(self, param: Tensor) -> None:
-        """Update this parameter from its gradient hook on."""
-        if param.requires_grad and not param.is_meta:
-            param.register_post_accumulate_grad_hook(self._on_gradient)
+        """Update this parameter from its gradient hook on, also when it is frozen now and unfrozen later."""
+        if param.is_meta:
+            return
+        hooked = param in _OWNERS
+        _OWNERS[param] = weakref.ref(self)
+        if hooked:
+            return
+        frozen = not param.requires_grad
+        if frozen:
+            param.requires_grad_(True)  # torch takes hooks of trainable tensors only, and keeps them
+        param.register_post_accumulate_grad_hook(_on_gradient)
+        if frozen:
+            param.requires_grad_(False)
 
     def begin(self, micro_batches: int, max_norm: float) -> None:
-        """Open an update of this many backward passes."""
+        """Open an update of this many backward passes. Both numbers hold for the updates after it too."""
+        name = type(self.optimizer).__name__
+        if self.arrived:
+            raise ValueError(
+                f"{name}: begin_update before the last update was ended: call step() after its last backward pass, or "
+                "abandon_update() to drop it"
+            )
         if micro_batches > 1 and not self.accumulates():
             raise ValueError(
-                f"{type(self.optimizer).__name__}: per_layer frees each gradient after its micro-batch, and this "
-                f"method needs the sum over {micro_batches}; use one micro-batch an update (a larger batch_size), a "
+                f"{name}: per_layer frees each gradient after its micro-batch, and this "
+                f"method needs the sum over {micro_batches}; use one micro-batch per update (a larger batch_size), a "
                 "projected or momentum-only method, or leave out per_layer"
             )
         if micro_batches > 1 and max_norm > 0 and any(m.rule.accumulator for m in self.optimizer.managed.values()):
             raise ValueError(
-                f"{type(self.optimizer).__name__}: per_layer adds each of {micro_batches} gradients to the state, so "
-                "the norm of their sum cannot be limited; use one micro-batch an update, or no clipping"
+                f"{name}: per_layer adds each of {micro_batches} gradients to the state, so "
+                "the norm of their sum cannot be limited; use one micro-batch per update, or no clipping"
             )
-        self.micro_batches, self.max_norm = micro_batches, max_norm
-        self.arrived.clear()
+        self.micro_batches, self.max_norm, self.announced = micro_batches, max_norm, True
 
     def accumulates(self) -> bool:
         """Whether the method can add up gradients without keeping them."""
@@ -61,7 +87,14 @@ class PerLayerUpdates:
 
     def close(self) -> None:
         """End the update: parameters that missed micro-batches are updated with what came."""
+        self._warn_of_clipping()
         for param, count in list(self.arrived.items()):
+            if count >= self.micro_batches and param.grad is not None:
+                raise ValueError(
+                    f"{self.optimizer.managed[param].name}: a gradient was written after its update in the backward "
+                    "pass, as torch's DistributedDataParallel does. Use the bare model and call "
+                    "optimizers.engine.distributed.replicate(optimizer), or leave out per_layer"
+                )
             if count < self.micro_batches:
                 self._finish(param, None)
                 if param.grad is not None:
@@ -86,33 +119,76 @@ class PerLayerUpdates:
             self.optimizer.warnings["non-finite gradients of single parameters, taken as zero"] += count
         self.bad_gradients = None
 
+    def _warn_of_clipping(self) -> None:
+        """Once, in a loop that has never said how it clips: it may count on gradients that are gone."""
+        if self.announced:
+            return
+        self.announced = True
+        warnings.warn(
+            "per_layer: gradients are used and freed inside the backward pass, so clip_grad_norm_ or a Trainer's "
+            "max_grad_norm after it limits nothing. Call optimizer.begin_update(micro_batches, max_norm) once before "
+            "training to clip by the norm of each parameter, or begin_update() if nothing is to be clipped",
+            stacklevel=4,
+        )
+
     @torch.no_grad()
-    def _on_gradient(self, param: Tensor) -> None:
+    def on_gradient(self, param: Tensor) -> None:
+        """Take the gradient that a backward pass has left in `param.grad`."""
         managed, grad = self.optimizer.managed[param], param.grad
         assert grad is not None
         managed.check_group()
+        self._refuse(managed, grad)
         opening = param not in self.arrived
         count = self.arrived[param] = self.arrived.get(param, 0) + 1
         last = count >= self.micro_batches
-        if self.micro_batches == 1:
-            self._update(param, grad)
-        elif managed.rule.accumulator:
-            self._add_to_state(managed, grad, opening)
-        elif managed.rule.compresses:
-            self._add_compressed(managed, grad)
-        elif not last:
-            return
-        else:
-            self._update(param, grad)
-        if last and self.micro_batches > 1:
-            self._finish(param, grad)
-        param.grad = None
+        with ordered_streams(grad.device, managed.quantised):
+            if self.micro_batches == 1:
+                self._update(param, grad)
+            elif managed.rule.accumulator:
+                self._add_to_state(managed, grad, opening)
+            elif managed.rule.compresses:
+                self._add_compressed(managed, grad)
+            elif not last:
+                return
+            else:
+                self._update(param, grad)
+            if last and self.micro_batches > 1:
+                self._finish(param, grad)
+            param.grad = None
+
+    def _refuse(self, managed: ManagedParameter, grad: Tensor) -> None:
+        """Raise ValueError for a gradient from which no right update can be made."""
+        managed.refuse_sparse(grad)
+        if self.arrived.get(managed.param, 0) >= self.micro_batches:
+            passes = self.micro_batches + 1
+            managed.param.grad = None  # the update that is refused leaves nothing behind
+            raise ValueError(
+                f"{managed.name}: backward pass {passes} of an update of {self.micro_batches}, and per_layer has "
+                f"made the update already. With several backward passes per update (a Trainer's "
+                f"gradient_accumulation_steps) call optimizer.begin_update(micro_batches=N) before the first one and "
+                "step() after the last; it holds until it is called again"
+            )
+        alone = isinstance(self.optimizer.exchange, Alone) and not sharding.is_sharded(managed.param)
+        if alone and dist.is_initialized() and dist.get_world_size() > 1:
+            raise ValueError(
+                f"{managed.name}: per_layer would update each process's copy from its own gradient. Call "
+                "optimizers.engine.distributed.replicate(optimizer) and train the bare model (no "
+                "DistributedDataParallel), shard it with fully_shard, or leave out per_layer"
+            )
 
     def _update(self, param: Tensor, grad: Tensor) -> None:
-        """Update a parameter from its whole gradient, summed over processes."""
+        """Update a parameter from its whole gradient, summed over processes.
+
+        Where the gradient is compressed anyway, its compressed form is what is clipped: it is all that exists with
+        several micro-batches, and all that travels between replicas, so the limit is the same in every layout.
+        """
+        managed = self.optimizer.managed[param]
         whole, compressed = distributed.reduce_gradient(self.optimizer, param, grad)
-        self._limit(whole if compressed is None else compressed)
-        self.optimizer.update_parameter(param, whole, compressed)
+        clips_compressed = managed.rule.compresses and self.max_norm > 0
+        self._limit(whole, clip=not clips_compressed)
+        self._limit(compressed, managed)
+        limit = self._limit if clips_compressed and compressed is None else None
+        self.optimizer.update_parameter(param, whole, compressed, limit=limit)
 
     def _add_compressed(self, managed: ManagedParameter, grad: Tensor) -> None:
         """Add the compressed gradient of a micro-batch; the basis is refreshed from the first one when due."""
@@ -120,6 +196,8 @@ class PerLayerUpdates:
         whole = self._here(managed, grad)
         if managed.due():
             summed = whole if exchange.parts == 1 else exchange.sum(grad.clone())
+            if managed.placement.mode == "rows":
+                summed = grad.full_tensor()  # type: ignore[attr-defined]
             distributed.refresh(managed, summed, exchange)
         if whole is None or not managed.settled:
             return
@@ -148,7 +226,7 @@ class PerLayerUpdates:
             self._limit(learned, clip=False)
             if compressed is not None:
                 exchange.sum(compressed)
-                self._limit(compressed)
+                self._limit(compressed, managed)
             if managed.placement.mode == "owner":
                 learned = None if learned is None else self._here(managed, learned)
                 if sharding.agree(compressed is not None, managed.placement):
@@ -170,7 +248,8 @@ class PerLayerUpdates:
             whole = sharding.all_rows(total, managed.placement) if managed.placement.mode == "rows" else total
             ready = managed.refresh_if_due(whole)
         if managed.placement.mode == "owner" and managed.rule.refreshes and managed.step == 0:
-            ready = sharding.agree(ready, managed.placement)
+            sharding.agree_on_refreshes([managed])
+            ready = bool(managed.settled)
         if ready:
             managed.update(None)
 
@@ -181,15 +260,79 @@ class PerLayerUpdates:
             return sharding.gather(sharding.local(grad), managed.param.shape, managed.placement)
         return sharding.local(grad)
 
-    def _limit(self, grad: Tensor | None, clip: bool = True) -> None:
-        """Take a non-finite gradient as zero and clip to max_norm, in place, without waiting for the device."""
+    def _limit(self, grad: Tensor | None, managed: ManagedParameter | None = None, clip: bool = True) -> None:
+        """Take a non-finite gradient as zero and clip to max_norm, in place, without waiting for the device.
+
+        managed: the parameter that a compressed gradient belongs to, which may hold shards of it.
+        """
         if grad is None:
             return
         mine = sharding.local(grad)
         square = torch.linalg.vector_norm(mine, dtype=torch.float32).square()
-        norm = sharding.sum_over_rows(square, grad).sqrt()
+        shards = grad if managed is None or managed.placement.mode != "rows" else managed.param
+        norm = sharding.sum_over_rows(square, shards).sqrt()
         bad = ~torch.isfinite(norm)
         mine.masked_fill_(bad, 0.0)
         self.bad_gradients = bad.long() if self.bad_gradients is None else self.bad_gradients + bad
         if clip and self.max_norm > 0:
             mine.mul_((self.max_norm / (norm + 1e-6)).nan_to_num().clamp(max=1.0))
+
+
+_OWNERS = WeakTensorKeyDictionary()
+"""A weak reference to the `PerLayerUpdates` of every parameter that has a hook."""
+
+
+def _on_gradient(param: Tensor) -> None:
+    """The hook of every watched parameter. It keeps no optimizer alive: without one it does nothing."""
+    if (owner := _owner(param)) is not None:
+        owner.on_gradient(param)
+
+
+def _owner(param: Tensor) -> PerLayerUpdates | None:
+    return _OWNERS[param]() if param in _OWNERS else None
+
+
+def refuse_second_optimizer(param: Tensor, name: str, own: Sequence[torch.optim.Optimizer] = ()) -> None:
+    """Raise ValueError when an optimizer, other than `own`, takes this parameter's gradient in the backward pass."""
+    if (owner := _owner(param)) is None or owner.optimizer in own:
+        return
+    del owner
+    gc.collect()  # an optimizer and its hooks refer to one another, so a deleted one may still be there
+    if (owner := _owner(param)) is not None:
+        raise ValueError(
+            f"{name}: a per_layer optimizer ({type(owner.optimizer).__name__}) updates this parameter and frees its "
+            "gradient inside the backward pass, so a second optimizer never sees one. Delete the first one (del "
+            "optimizer), or give each optimizer its own parameters"
+        )
+
+
+def _refuse_foreign_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Before every step of any optimizer: a library's can only be asked here."""
+    if _OWNERS:
+        own = optimizer.parts if isinstance(optimizer, CombinedOptimizer) else [optimizer]
+        for group in optimizer.param_groups:
+            for number, param in enumerate(group["params"]):
+                refuse_second_optimizer(param, f"{type(optimizer).__name__}, parameter {number} of a group", own)
+
+
+register_optimizer_step_pre_hook(_refuse_foreign_step)
+
+
+@contextmanager
+def ordered_streams(device: torch.device, quantised: bool) -> Iterator[None]:
+    """On CUDA, a body with 8-bit state runs on the default stream, between what the present stream did and will do.
+
+    FSDP2 calls gradient hooks on a stream of its own, and bitsandbytes launches its kernels on the default one: without
+    an order it would quantise values that are not there yet.
+    """
+    if device.type != "cuda" or not quantised:
+        yield
+        return
+    present, default = torch.cuda.current_stream(device), torch.cuda.default_stream(device)
+    if present == default:
+        yield
+        return
+    default.wait_stream(present)
+    with torch.cuda.stream(default):
+        yield
+    present.wait_stream(default)

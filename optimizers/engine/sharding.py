@@ -6,6 +6,7 @@ the state lives with the owner alone. Either way the result is that of the whole
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +18,7 @@ from . import precision
 from .rule import UpdateRule
 
 if TYPE_CHECKING:
-    from .parameter import Specs
+    from .parameter import ManagedParameter, Specs
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,34 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "to_local")
 
 
-def place(param: Tensor, rule: UpdateRule, specs: Specs, index: int, name: str) -> Placement:
+class Owners:
+    """Deals parameters to the processes that compute them, so that all have about as much to do."""
+
+    def __init__(self) -> None:
+        self._loads: dict[int, list[int]] = {}
+
+    def next(self, shape: torch.Size, parts: int) -> int:
+        """The process with the least work so far; a matrix counts as its decomposition costs, m n min(m, n)."""
+        loads = self._loads.setdefault(parts, [0] * parts)
+        owner = loads.index(min(loads))
+        loads[owner] += work(shape)
+        return owner
+
+
+def work(shape: torch.Size) -> int:
+    """What computing a basis of this shape costs, m n min(m, n)."""
+    return shape.numel() * (min(shape) if len(shape) > 1 else 1)
+
+
+def deal(shapes: Sequence[torch.Size], parts: int) -> list[int]:
+    """An owner for each of these at once, the largest first."""
+    owners, dealt = Owners(), [0] * len(shapes)
+    for number in sorted(range(len(shapes)), key=lambda n: -work(shapes[n])):
+        dealt[number] = owners.next(shapes[number], parts)
+    return dealt
+
+
+def place(param: Tensor, rule: UpdateRule, specs: Specs, owners: Owners, name: str) -> Placement:
     """The placement of a parameter under its rule. Raises ValueError for a layout other than rows over one mesh."""
     if not is_sharded(param):
         return Placement()
@@ -67,7 +95,7 @@ def place(param: Tensor, rule: UpdateRule, specs: Specs, index: int, name: str) 
     parts, part = mesh.size(), mesh.get_local_rank()
     if _splits(param.shape, rule, specs, parts):
         return Placement("rows", part, parts, 0, mesh.get_group(), mesh)
-    return Placement("owner", part, parts, index % parts, mesh.get_group(), mesh)
+    return Placement("owner", part, parts, owners.next(param.shape, parts), mesh.get_group(), mesh)
 
 
 def _splits(shape: torch.Size, rule: UpdateRule, specs: Specs, parts: int) -> bool:
@@ -143,6 +171,12 @@ def all_rows(shard: Tensor, placement: Placement) -> Tensor:
     return torch.cat(parts)
 
 
+def gather_gradient(param: Tensor, placement: Placement) -> Tensor | None:
+    """The whole gradient of an owner-computed parameter on the owner, None elsewhere. A collective."""
+    assert param.grad is not None
+    return gather(local(param.grad), param.shape, placement)
+
+
 def agree(verdict: bool, placement: Placement) -> bool:
     """The owner's verdict, on every process. A collective for owner-computed parameters."""
     if placement.mode != "owner":
@@ -150,6 +184,42 @@ def agree(verdict: bool, placement: Placement) -> bool:
     flag = torch.tensor([int(verdict)], device=placement.mesh.device_type)
     dist.broadcast(flag, group=placement.group, group_src=placement.owner)
     return bool(flag.item())
+
+
+def agree_on_refreshes(parameters: Sequence[ManagedParameter]) -> None:
+    """Tell all processes which owner-computed parameters have a basis now. One collective for all of a group."""
+    by_group: dict[Any, list[ManagedParameter]] = {}
+    for managed in parameters:
+        if managed.placement.mode == "owner":
+            by_group.setdefault(managed.placement.group, []).append(managed)
+    for group, members in by_group.items():
+        mine = [int(m.placement.holds_state and bool(m.settled)) for m in members]
+        flags = torch.tensor(mine, device=members[0].placement.mesh.device_type)
+        dist.all_reduce(flags, group=group)
+        for managed, settled in zip(members, flags.tolist(), strict=True):
+            if not managed.placement.holds_state:
+                managed.note_refresh(bool(settled))
+
+
+def non_finite(params: Sequence[Tensor]) -> set[Tensor]:
+    """Those of these parameters with gradients that are not finite, in any shard: the same set on all processes.
+
+    Waits for the device once.
+    """
+    if not params:
+        return set()
+    device = local(params[0]).device
+    gradients = [local(p.grad) for p in params if p.grad is not None]
+    bad = torch.stack([(~torch.isfinite(grad).all()).to(device, torch.int32) for grad in gradients])
+    groups: dict[Any, list[int]] = {}
+    for number, param in enumerate(params):
+        if is_sharded(param):
+            groups.setdefault(param.device_mesh.get_group(), []).append(number)  # type: ignore[attr-defined]
+    for group, numbers in groups.items():
+        some = bad[numbers]
+        dist.all_reduce(some, group=group)
+        bad[numbers] = some
+    return {param for param, count in zip(params, bad.tolist(), strict=True) if count}
 
 
 def sum_over_rows(value: Tensor, of: Tensor) -> Tensor:

@@ -197,7 +197,7 @@ def _complete(optimizer: torch.optim.Optimizer) -> None:
     for param, managed in optimizer.managed.items():
         managed.settled = False if managed.rule.refreshes else None
         if optimizer.layers is not None:
-            param.register_post_accumulate_grad_hook(optimizer.layers._on_gradient)
+            param.register_post_accumulate_grad_hook(optimizer.layers.on_gradient)
 
 
 def _kind(name: str, specs: dict[str, str]) -> str:
