@@ -8,9 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 
+_BETWEEN_RANKS = 1_000_003  # any two ranks' seeds differ, and stay apart for seeds that people choose side by side
 
-def prepare_randomness(seed: int, deterministic: bool) -> None:
-    """Seeds every generator of this process; `deterministic` also refuses kernels whose result varies."""
+
+def prepare_randomness(seed: int, deterministic: bool, rank: int = 0) -> None:
+    """Seeds every generator of this process; `deterministic` also refuses kernels whose result varies.
+
+    Each rank has its own seed, so that dropout draws other masks on each; weights and bases have generators of their
+    own, the same on all ranks.
+    """
+    seed += _BETWEEN_RANKS * rank
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

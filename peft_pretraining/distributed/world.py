@@ -163,15 +163,21 @@ def _choose_device(config: ParallelConfig, index: int) -> torch.device:
     return device
 
 
+def shards(config: ParallelConfig, world: World) -> bool:
+    """Whether every process holds a shard of each weight."""
+    return world.world_size > 1 and config.parallel == "fsdp"
+
+
 def parallelize(model: nn.Module, config: ParallelConfig, world: World) -> nn.Module:
-    """Gives every process the weights of rank 0, and under fsdp its shard of them only. Returns the model."""
+    """Gives every process the weights of rank 0, or shards the model, which may be on the meta device. Returns it."""
     if world.world_size == 1:
         return model
     world.arrive()
+    if shards(config, world):
+        _shard(model, world)
+        return model
     for tensor in (*model.parameters(), *model.buffers()):
         dist.broadcast(tensor.data, src=0)
-    if config.parallel == "fsdp":
-        _shard(model, world)
     return model
 
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from loguru import logger
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -111,8 +112,8 @@ class PretrainingLlama(nn.Module):
 def build_model(config: ModelConfig, device: torch.device | str, seed: int) -> PretrainingLlama:
     """A freshly initialised model on `device`; its weights depend on the seed and the shape alone.
 
-    On the meta device the weights have shapes only. Raises UsageError for a config file that is missing or
-    wrong.
+    On the meta device the weights have shapes only; `initialise` gives them values. Raises UsageError for a config
+    file that is missing or wrong.
     """
     llama_config = load_llama_config(config.model_config)
     llama_config.dtype = config.torch_dtype
@@ -129,11 +130,11 @@ def build_model(config: ModelConfig, device: torch.device | str, seed: int) -> P
     # Pads never reach the loss. Were this id a real token of the tokenizer, the flag would freeze its
     # embedding.
     llama.model.embed_tokens.padding_idx = None
-    if torch.device(device).type != "meta":
-        _initialise(llama, torch.device(device), seed)
     if config.activation_checkpointing:
         llama.activation_checkpointing_enable({"use_reentrant": False})
     model = PretrainingLlama(llama, plain=config.use_hf_model, compiled=config.compile_model)
+    if torch.device(device).type != "meta":
+        initialise(model, torch.device(device), seed)
     millions = parameter_count(model) / 1e6
     logger.info("{}: {:.1f}M parameters in {}", config.model_config, millions, config.dtype)
     return model
@@ -144,21 +145,31 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _initialise(llama: LlamaForCausalLM, device: torch.device, seed: int) -> None:
-    """LLaMA's initialisation, N(0, initializer_range) for matrices, one for norms, zero for biases.
+def initialise(model: PretrainingLlama, device: torch.device, seed: int) -> None:
+    """Weights for a model on the meta device: N(0, initializer_range) for matrices, one for norms, zero for biases.
 
-    Drawn one tensor at a time on the CPU in fp32: the same on every device and dtype, and 7B never stand in
-    fp32 at once.
+    Drawn one tensor at a time on the CPU in fp32: the same on every device, dtype and number of shards, and 7B never
+    stand in fp32 at once. Of a sharded model, each process draws all and keeps its rows.
     """
-    generator = torch.Generator().manual_seed(seed)
-    spread = llama.config.initializer_range
-    weights = {}
-    for name, parameter in llama.named_parameters():
-        if parameter.dim() == 2:
-            values = torch.empty(parameter.shape).normal_(0.0, spread, generator=generator)
+    generator, spread = torch.Generator().manual_seed(seed), model.config.initializer_range
+    shapes = {name: (parameter.shape, parameter.dtype) for name, parameter in model.named_parameters()}
+    model.to_empty(device=device)
+    if model.config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    model.model.rotary_emb = LlamaRotaryEmbedding(model.config).to(device)  # fp32 in every dtype
+    weights = dict(model.named_parameters())
+    for name, (shape, dtype) in shapes.items():
+        if len(shape) == 2:
+            values = torch.empty(shape).normal_(0.0, spread, generator=generator)
         else:
-            values = torch.zeros(parameter.shape) if name.endswith("bias") else torch.ones(parameter.shape)
-        weights[name] = nn.Parameter(values.to(device, parameter.dtype))
-    llama.load_state_dict(weights, strict=False, assign=True)
-    llama.tie_weights()
-    llama.model.rotary_emb = LlamaRotaryEmbedding(llama.config).to(device)  # fp32 in every dtype
+            values = torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+        _fill(weights[name], values.to(dtype))
+
+
+def _fill(weight: Tensor, values: Tensor) -> None:
+    """Sets a weight, or the rows of it that this process holds."""
+    if isinstance(weight, DTensor):
+        part, parts = weight.device_mesh.get_local_rank(), weight.device_mesh.size()
+        rows = -(-len(values) // parts)
+        weight, values = weight.to_local(), values[part * rows : (part + 1) * rows]
+    weight.detach().copy_(values)

@@ -13,16 +13,17 @@ from torch import Tensor
 
 from optimizers import build_optimizer
 from optimizers.engine.distributed import replicate
+from optimizers.engine.optimizer import EngineOptimizer
 from peft_pretraining.checkpoint import load_checkpoint
 from peft_pretraining.checkpoint.background import BackgroundSave
 from peft_pretraining.checkpoint.optimizer_state import Groups, group_values, parameter_names
 from peft_pretraining.checkpoint.progress import Progress
 from peft_pretraining.checkpoint.rng import prepare_randomness
 from peft_pretraining.data import TrainingData, build_data
-from peft_pretraining.distributed.world import World, parallelize
+from peft_pretraining.distributed.world import World, parallelize, shards
 from peft_pretraining.errors import UsageError
 from peft_pretraining.flags.fields import RunConfig
-from peft_pretraining.model.llama import PretrainingLlama, build_model
+from peft_pretraining.model.llama import PretrainingLlama, build_model, initialise
 from peft_pretraining.run_folder.layout import RunFolder, choose_folder, find_checkpoint, locked
 from peft_pretraining.training.layer_stats import Details, warn_of_gaps
 from peft_pretraining.training.preemption import StopSignals
@@ -108,7 +109,7 @@ def restore_or_start(config: RunConfig, world: World, stop: StopSignals, folder:
     Raises UsageError for flags that do not fit together and for a checkpoint of another run.
     """
     source = _find(config, world, folder)
-    prepare_randomness(config.training.seed, config.training.deterministic)
+    prepare_randomness(config.training.seed, config.training.deterministic, world.rank)
     run = _build(config, world, stop, folder)
     if source is not None:
         load_checkpoint(run, source)
@@ -138,7 +139,9 @@ def _find(config: RunConfig, world: World, folder: RunFolder) -> Path | None:
 def _build(config: RunConfig, world: World, stop: StopSignals, folder: RunFolder) -> Run:
     training = config.training
     with world.together():
-        model = build_model(config.model, world.device, training.seed)
+        # Shards are made of a model without memory: no process ever holds all weights.
+        sharded = shards(config.parallel, world)
+        model = build_model(config.model, "meta" if sharded else world.device, training.seed)
     assert training.total_batch_size is not None
     data = build_data(
         config.data,
@@ -150,10 +153,14 @@ def _build(config: RunConfig, world: World, stop: StopSignals, folder: RunFolder
         seed=training.seed,
     )
     parallelize(model, config.parallel, world)
+    if sharded:
+        initialise(model, world.device, training.seed)
     with world.together():
         optimizer = _build_optimizer(config, model)
     if world.world_size > 1 and config.parallel.parallel == "ddp":
         replicate(optimizer)
+    if isinstance(optimizer, EngineOptimizer):
+        optimizer.shared.progress = world.arrive
     return Run(
         config=config,
         world=world,
