@@ -50,15 +50,19 @@ class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
     def __init__(self, params: Iterable, *values: Any, **keywords: Any) -> None:
         defaults, options = arguments.sort(type(self), values, keywords)
         self.options = EngineOptions(**options)
-        self.shared = Shared(self.options, self._rule)
-        self.managed: dict[Tensor, ManagedParameter] = {}
+        self._start()
         self.exchange: Exchange = Alone()
-        self.pending: dict[Tensor, Tensor] = {}
         self.trusts_gradients = False  # a loop that has looked at the norm sets it, and saves a wait for the device
-        self.layers = PerLayerUpdates(self) if self.options.per_layer else None
         super().__init__(params, defaults)
         if self.options.stagger_refresh and not any(m.rule.refreshes for m in self.managed.values()):
             raise ValueError(f"stagger_refresh: {type(self).__name__} refreshes nothing; leave it out")
+
+    def _start(self) -> None:
+        """What belongs to this object alone and is made again for a copy: no part of it is saved or copied."""
+        self.shared = Shared(self.options, self._rule, lambda: self.state)
+        self.managed: dict[Tensor, ManagedParameter] = {}
+        self.pending: dict[Tensor, Tensor] = {}
+        self.layers = PerLayerUpdates(self) if self.options.per_layer else None
 
     def rule_for(self, h: Any, param: Tensor) -> UpdateRule:
         """The rule of one parameter, from the settings of its group."""
@@ -88,12 +92,16 @@ class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
         group = self.param_groups[-1]
         arguments.check_group(type(self), group)
         group.setdefault("base_lr", float(group["lr"]))
+        self._manage(group)
+
+    def _manage(self, group: dict[str, Any]) -> None:
+        """Give every parameter of a group its rule, and its state where it has none yet."""
         names = group.get("param_names") or [None] * len(group["params"])
         for name, param in zip(names, group["params"], strict=True):
             index = len(self.managed)
             label = name or f"parameter {index}"
             refuse_second_optimizer(param, label)
-            self.managed[param] = ManagedParameter(self.shared, param, group, index, label, self.state[param])
+            self.managed[param] = ManagedParameter(self.shared, param, group, index, label)
             if self.layers is not None:
                 self.layers.watch(param)
 
@@ -247,12 +255,40 @@ class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
         lines.append(f"{'total':<17} {'':>12} {'':<19} {len(self.managed):>7} {self.state_bytes() / 1e6:>9.2f}")
         return "\n".join(lines)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; dtypes stay those it was saved with.
+    def state_dict(self) -> dict[str, Any]:
+        """Groups and state, as torch's. Where parameters are sharded and an owner holds the state: a collective."""
+        for managed in self.managed.values():
+            _ = managed.state
+        return state_io.complete(self, super().state_dict())
 
-        Raises ValueError when parameters, shapes or formats differ, naming the first difference.
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; dtypes stay those it was saved with. Where both sides have parameter names, those are matched.
+
+        Raises ValueError when parameters, shapes or formats differ, naming the first difference. A collective where
+        parameters are sharded: then every process raises when one must.
         """
-        state_io.load_state_dict(self, state_dict)
+        state_dict = dict(state_dict)
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = hook(self, state_dict) or state_dict
+        with torch.no_grad():
+            state_io.load_state_dict(self, state_dict)
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__.copy()
+        """What a copy needs: groups, state and settings. What is hung onto this object, by a scheduler for instance,
+        stays with it, as with torch's optimizers."""
+        kind, own = dir(type(self)), ("shared", "managed", "pending", "layers")
+        values = {k: v for k, v in self.__dict__.items() if k not in own and k not in kind}
+        return {k: v for k, v in values.items() if not k.startswith(TORCHS_OWN)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # torch adds it for its own classes
+        self._start()
+        for group in self.param_groups:
+            self._manage(group)
+
+
+TORCHS_OWN = ("_optimizer_", "_zero_grad_profile_name", "_warned_", "_opt_called", "_step_count")
+"""Attributes that torch, its schedulers and other libraries hang onto an optimizer."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from . import execution, precision, sharding
+from . import execution, precision, sharding, state_io
 from .execution import Program, ScalarCache, UpdateKernel, program, signature
 from .options import EngineOptions
 from .rule import State, StateSpec, UpdateRule
@@ -24,10 +25,11 @@ SKIPPED_KEYS = ("params", "param_names", "lr", "base_lr", "initial_lr", "route",
 
 @dataclass
 class Shared:
-    """What the parameters of one optimizer have in common."""
+    """What the parameters of one optimizer have in common. states: the optimizer's present `state`."""
 
     options: EngineOptions
     rule_for: Callable[[dict[str, Any], Tensor], UpdateRule]
+    states: Callable[[], MutableMapping[Tensor, State]]
     warnings: Counter[str] = field(default_factory=Counter)
     scalars: ScalarCache = field(default_factory=ScalarCache)
     observer: Observer | None = None
@@ -39,21 +41,12 @@ class Shared:
 class ManagedParameter:
     """A parameter with its rule and state. index numbers it within the optimizer and seeds its randomness.
 
-    state: the optimizer's dictionary for it: an int64 "step" and the rule's tensors (none but "step" on a process
+    state: the optimizer's dictionary for it: an int64 "step" and the rule's tensors (without elements on a process
     that does not own the state of an owner-computed parameter).
     """
 
-    def __init__(
-        self, shared: Shared, param: Tensor, group: dict[str, Any], index: int, name: str, state: State
-    ) -> None:
-        self.shared, self.param, self.group, self.index, self.name, self.state = (
-            shared,
-            param,
-            group,
-            index,
-            name,
-            state,
-        )
+    def __init__(self, shared: Shared, param: Tensor, group: dict[str, Any], index: int, name: str) -> None:
+        self.shared, self.param, self.group, self.index, self.name = shared, param, group, index, name
         self.rule = shared.rule_for(group, param)
         if shared.options.execution == "compiled" and not self.rule.compilable:
             shared.warnings[f"{type(self.rule).__name__} with these settings cannot be compiled and runs eagerly"] += 1
@@ -68,7 +61,9 @@ class ManagedParameter:
         self.refreshed_at = 0
         self._signature = group_signature(group)
         self._kernels: dict[tuple, Callable[..., Any]] = {}
-        self._allocate()
+        self._known: list[Callable[[], Tensor | None]] = []
+        self._last_step = 0
+        _ = self.state
 
     # -- state --------------------------------------------------------------------------------------------------
 
@@ -76,20 +71,58 @@ class ManagedParameter:
         specs, dtype = self.rule.state(self.param.shape), self.shared.options.state_dtype
         return tuple((n, s, precision.storage_format(s, dtype, self.param)) for n, s in specs.items())
 
-    def _allocate(self) -> None:
-        self.state["step"] = torch.zeros((), dtype=torch.int64)
-        if not self.placement.holds_state:
-            return
-        if self.quantised:
-            precision.prepare_codes(self.param.device)
+    def layout(self) -> state_io.Layout:
+        """Shape and dtype of every stored tensor of the whole parameter, by name."""
+        layout: state_io.Layout = {"step": ((), torch.int64)}
         for name, spec, storage in self.specs:
-            for stored, (shape, dtype) in precision.layout(name, spec, storage).items():
-                self.state[stored] = sharding.allocate(shape, dtype, self.param, self.placement)
+            layout |= precision.layout(name, spec, storage)
+        return layout
+
+    def _allocate(self) -> State:
+        if self.quantised and self.placement.holds_state:
+            precision.prepare_codes(self.param.device)
+        state = {"step": torch.zeros((), dtype=torch.int64)}
+        for name, (shape, dtype) in self.layout().items():
+            if name != "step" and self.placement.holds_state:
+                state[name] = sharding.allocate(shape, dtype, self.param, self.placement)
+            elif name != "step":
+                state[name] = torch.empty(0, dtype=dtype, device=self.param.device)
+        return state
+
+    @property
+    def state(self) -> State:
+        """The optimizer's dictionary for this parameter, whoever put it there.
+
+        One that was cleared starts anew; one that was replaced or edited is checked. Raises ValueError where it does
+        not fit the rule.
+        """
+        state = self.shared.states().setdefault(self.param, {})
+        if not self._known or not _are(self._known, state):
+            self._adopt(state)
+        return state
+
+    def _adopt(self, state: State) -> None:
+        """Take a state that somebody else has changed, or the first one."""
+        if not state:
+            state.update(self._allocate())
+        elif isinstance(state.get("step"), int):
+            state["step"] = torch.tensor(state["step"])
+        state_io.check_entry(self, state)
+        self._known = [weakref.ref(tensor) for tensor in state.values()]
+        self.forget_refresh()
+
+    def forget_refresh(self) -> None:
+        """Look at the state again before the next update: it may be another one."""
+        self.settled, self.refreshed_at = None, 0
 
     @property
     def step(self) -> int:
         """Updates made so far."""
-        return int(self.state["step"])
+        step = int(self.state["step"])
+        if step < self._last_step:
+            self.forget_refresh()
+        self._last_step = step
+        return step
 
     def stored(self) -> State:
         """This process's storage tensors, without the counter."""
@@ -133,12 +166,13 @@ class ManagedParameter:
 
     def due(self) -> bool:
         """Whether the next update needs a refresh that has not been made yet."""
-        if not self.rule.refreshes or self.refreshed_at == self.step + 1:
+        step = self.step  # first: it sees whether the state is another one since
+        if not self.rule.refreshes or self.refreshed_at == step + 1:
             return False
         if self.settled is None:
-            self.settled = self.rule.settled(self.values()) if self.placement.holds_state else self.step > 0
+            self.settled = self.rule.settled(self.values()) if self.placement.holds_state else step > 0
         offset = self.index if self.shared.options.stagger_refresh else 0
-        return not self.settled or self.rule.due(self.step + 1, offset)
+        return not self.settled or self.rule.due(step + 1, offset)
 
     def refresh(self, grad: Tensor) -> bool:
         """Refresh from the whole gradient, where this process holds the state; True when the state has changed."""
@@ -322,6 +356,12 @@ class Batch:
         update(*(call for _, call in ready))
         for managed, _ in ready:
             managed.state["step"] += 1
+
+
+def _are(known: list[Callable[[], Tensor | None]], state: State) -> bool:
+    """Whether a state holds just the tensors of these weak references."""
+    pairs = zip(known, state.values(), strict=False)
+    return len(known) == len(state) and all(tensor is not None and ref() is tensor for ref, tensor in pairs)
 
 
 def group_signature(group: dict[str, Any]) -> tuple:

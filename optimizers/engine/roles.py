@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -36,6 +37,21 @@ class NamedParameter:
     linear: bool
     block: bool
     tied: bool
+
+
+_WRAPPERS = re.compile(r"^(module\.)+|\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+
+def plain_name(name: str) -> str:
+    """The name without what DistributedDataParallel, torch.compile, FSDP and checkpoint wrappers put into it."""
+    return _WRAPPERS.sub("", _WRAPPERS.sub("", name))
+
+
+def plain_names(names: Iterable[str]) -> list[str]:
+    """Names without wrappers, as long as they stay distinct."""
+    given = list(names)
+    plain = [plain_name(name) for name in given]
+    return plain if len(set(plain)) == len(plain) else given
 
 
 def role_of(name: str) -> str:

@@ -25,12 +25,15 @@ def parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
 
 def state_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
-    """Every tensor of the optimizer under its flat name; the tensors themselves, not copies."""
+    """Every tensor of the optimizer under its flat name; the tensors themselves, not copies.
+
+    Tensors without elements are left out: they stand for what another process holds.
+    """
     tensors = {
         f"{name}/{key}": value
         for parameter, name in names.items()
         for key, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, Tensor)
+        if isinstance(value, Tensor) and value.numel()
     }
     for index, group in enumerate(optimizer.param_groups):
         tensors |= {f"#{index}/{key}": value for key, value in group.items() if isinstance(value, Tensor)}

@@ -79,7 +79,7 @@ class _StepObserver:
         for param, before in self._before.items():
             name, state = self._names[param], optimizer.state[param]
             self._figures |= changes(name, before, param.detach())
-            found = {key: value for key, value in state.items() if key.startswith(_SECOND_MOMENT) and value is not None}
+            found = {k: v for k, v in state.items() if k.startswith(_SECOND_MOMENT) and v is not None and v.numel()}
             self._figures |= second_moments(name, found)
         self._before = {}
 
