@@ -106,7 +106,7 @@ class ProjectedStep(UpdateRule):
         step = self.inner.direction(grad, state, s, first)
         return self.inner.after_lift(self.lift(step, state) * self.h.galore_scale)
 
-    def due(self, step: int, offset: int) -> bool:
+    def refresh_due(self, step: int, offset: int) -> bool:
         return step == 1 or (step - 1 + offset) % self.h.update_proj_gap == 0
 
     def refresh(self, grad: Tensor, state: State, rng: torch.Generator) -> bool:
@@ -124,7 +124,7 @@ class ProjectedStep(UpdateRule):
             return pr.randomized_basis(matrix, self.rank, side, rng)
         return pr.singular_basis(matrix, self.rank, side)
 
-    def settled(self, state: State) -> bool:
+    def initialised(self, state: State) -> bool:
         return bool(state["basis"].any())
 
     def bases(self, state: State) -> Bases:
@@ -162,8 +162,8 @@ class TwoSidedStep(ProjectedStep):
         state["basis_right"].copy_(right)
         return True
 
-    def settled(self, state: State) -> bool:
-        return super().settled(state) and bool(state["basis_right"].any())
+    def initialised(self, state: State) -> bool:
+        return super().initialised(state) and bool(state["basis_right"].any())
 
     def bases(self, state: State) -> Bases:
         return {"basis": (state["basis"], "left"), "basis_right": (state["basis_right"], "right")}

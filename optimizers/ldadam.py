@@ -58,7 +58,7 @@ class LowDimensionalStep(UpdateRule):
     """
 
     decay: ClassVar[Decay] = "before"
-    moves: ClassVar[bool] = True
+    moves_basis: ClassVar[bool] = True
     projects_last: ClassVar[bool] = True
     h: LDAdamSettings
     side: pr.Side
@@ -92,7 +92,7 @@ class LowDimensionalStep(UpdateRule):
         state["basis"].copy_(self._decompose(grad, state["basis"]))
         return True
 
-    def settled(self, state: State) -> bool:
+    def initialised(self, state: State) -> bool:
         return bool(state["basis"].any())
 
     def bases(self, state: State) -> Bases:

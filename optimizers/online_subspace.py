@@ -57,7 +57,7 @@ BASIS_OPTIMIZERS = {
 class OnlineSubspaceStep(ProjectedStep):
     """A projected weight optimizer whose basis takes a step after every update but the first."""
 
-    moves: ClassVar[bool] = True
+    moves_basis: ClassVar[bool] = True
 
     @property
     def learner(self) -> BasisOptimizer:
@@ -75,7 +75,7 @@ class OnlineSubspaceStep(ProjectedStep):
         mine |= {"lr": basis_lr, "keep": 1.0 - basis_lr * self.learner.weight_decay}
         return {**super().scalars(step, lr_ratio), **{PREFIX + k: v for k, v in mine.items()}}
 
-    def due(self, step: int, offset: int) -> bool:
+    def refresh_due(self, step: int, offset: int) -> bool:
         return False
 
     def compress(self, grad: Tensor, state: State) -> Tensor:

@@ -54,7 +54,7 @@ class BoostedStep(UpdateRule):
         state["gain"].copy_(norm / (grad.std() + self.h.eps) if grad.numel() > 1 else torch.ones(()))
         return True
 
-    def settled(self, state: State) -> bool:
+    def initialised(self, state: State) -> bool:
         return bool(state["gain"] != 0)
 
     def direction(self, grad: Tensor | None, state: State, s: Scalars, first: bool) -> Tensor:

@@ -100,7 +100,7 @@ class Observer:
         values, moved = managed.values(), _copies(managed)
         if grad is not None and rule.projects_last:
             self._look_through(name, grad, moved)
-        if rule.moves and not refreshed:
+        if rule.moves_basis and not refreshed:
             self._note_drift(name, bases, moved)
         self._figures |= changes(name, weight, managed.param.detach())
         moments = {key: values[key] for key, spec, _ in managed.specs if spec.kind == "second_moment"}

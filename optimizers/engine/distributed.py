@@ -129,7 +129,9 @@ def synchronize(optimizer: torch.optim.Optimizer, group: Any = None, projected: 
         param.grad = None
     travelling = [getattr(optimizer, "pending", {}).get(p, p.grad) for p in params]
     _sum_in_buckets([t for t in travelling if t is not None and not sharding.is_sharded(t)], exchange)
-    refresh_replicas([managed[p] for p in params if p.grad is not None and p in managed and managed[p].due()], exchange)
+    refresh_replicas(
+        [managed[p] for p in params if p.grad is not None and p in managed and managed[p].refresh_due()], exchange
+    )
     return exchange.bytes_sent - before
 
 
@@ -154,7 +156,12 @@ def _with_gradient(optimizer: torch.optim.Optimizer, exchange: Exchange) -> list
 def travels_compressed(managed: ManagedParameter) -> bool:
     """Whether the next update of a replicated parameter can do without the whole gradient."""
     rule = managed.rule
-    return rule.compresses and not rule.learns and managed.placement.mode == "whole" and not managed.due()
+    return (
+        rule.compresses
+        and not rule.follows_gradient
+        and managed.placement.mode == "whole"
+        and not managed.refresh_due()
+    )
 
 
 def reduce_gradient(optimizer: EngineOptimizer, param: Tensor, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -166,7 +173,7 @@ def reduce_gradient(optimizer: EngineOptimizer, param: Tensor, grad: Tensor) -> 
     if travels_compressed(managed):
         return None, exchange.sum(managed.compress(grad))
     exchange.sum(grad)
-    if managed.due():
+    if managed.refresh_due():
         refresh(managed, grad, exchange)
     return grad, None
 

@@ -43,7 +43,7 @@ class UpdateKernel:
     def together(self) -> int:
         """How many small tensors to compile one call for: several only where a graph is short and often used."""
         rounds = self.rounds_stochastically or any(storage == "bfloat16" for _, _, storage in self.specs)
-        return 1 if self.first or rounds or self.rule.compresses or self.rule.moves else TOGETHER
+        return 1 if self.first or rounds or self.rule.compresses or self.rule.moves_basis else TOGETHER
 
     def __call__(
         self,
@@ -65,10 +65,12 @@ class UpdateKernel:
         state = {name: precision.load(name, spec, fmt, stored) for name, spec, fmt in self.specs}
         whole = None if grad is None else grad.float()
         # Under accumulation `compressed` is the sum over micro-batches and `grad` the last one's gradient.
-        own = rule.compress(whole, state) if whole is not None and (compressed is None or rule.learns) else None
+        own = (
+            rule.compress(whole, state) if whole is not None and (compressed is None or rule.follows_gradient) else None
+        )
         given = own if compressed is None else compressed.float()
         direction = rule.direction(given, state, s, self.first)  # type: ignore[arg-type]
-        if rule.learns and whole is not None and own is not None:
+        if rule.follows_gradient and whole is not None and own is not None:
             rule.learn(whole, own, state, s, self.first)
         for index, (name, spec, fmt) in enumerate(self.specs):
             precision.store(name, spec, fmt, stored, state[name], seed, self.state_part, salt=index + 1)

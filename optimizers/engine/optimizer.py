@@ -13,7 +13,7 @@ from torch import Tensor
 from . import arguments, sharding, state_io
 from .distributed import Alone, Exchange
 from .options import EngineOptions
-from .parameter import Batch, ManagedParameter, Shared
+from .parameter import ManagedParameter, PendingUpdates, Shared
 from .per_layer import PerLayerUpdates, refuse_second_optimizer
 from .roles import role_of
 from .rule import UpdateRule
@@ -129,7 +129,7 @@ class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
         if self.layers is not None:
             self.layers.close()
             return loss
-        bad, gathered, batch = self._non_finite(), self._refresh_owned(list(self.managed)), Batch()
+        bad, gathered, batch = self._non_finite(), self._refresh_owned(list(self.managed)), PendingUpdates()
         for group in self.param_groups:
             for param in group["params"]:
                 if param in bad:
@@ -154,7 +154,7 @@ class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
         """Parameters whose rule must be kept from their gradient; the same on every process, with one wait."""
         if self.trusts_gradients:
             return set()
-        moving = [p for p, m in self.managed.items() if m.rule.moves and p.grad is not None]
+        moving = [p for p, m in self.managed.items() if m.rule.moves_basis and p.grad is not None]
         return sharding.non_finite(moving)
 
     def _refresh_owned(self, params: Iterable[Tensor]) -> dict[Tensor, Tensor | None]:
@@ -163,7 +163,7 @@ class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
         Returns the whole gradients of what was due: with the owner, for the update that follows; elsewhere None.
         """
         owned = [self.managed[p] for p in params if p.grad is not None and self.managed[p].placement.mode == "owner"]
-        due = [m for m in owned if m.rule.refreshes and (m.step == 0 or m.due())]
+        due = [m for m in owned if m.rule.refreshes and (m.step == 0 or m.refresh_due())]
         whole = {m.param: sharding.gather_gradient(m.param, m.placement) for m in due}
         for managed in due:
             if (grad := whole[managed.param]) is not None:
@@ -187,7 +187,7 @@ class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
         param: Tensor,
         grad: Tensor | None,
         compressed: Tensor | None = None,
-        batch: Batch | None = None,
+        batch: PendingUpdates | None = None,
         limit: Callable[[Tensor, ManagedParameter], None] | None = None,
         gathered: Mapping[Tensor, Tensor | None] = MappingProxyType({}),
     ) -> bool:
@@ -206,7 +206,7 @@ class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
                 whole = gathered[param] if param in gathered else self._assemble(managed, grad)
             else:
                 managed.refresh_if_due(grad)
-        if managed.rule.refreshes and not managed.settled:
+        if managed.rule.refreshes and not managed.initialised:
             return False
         if limit is not None and whole is not None:
             compressed = managed.compress(whole)
@@ -217,7 +217,7 @@ class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
     def _assemble(self, managed: ManagedParameter, grad: Tensor) -> Tensor | None:
         """The gradient this process computes with: its shard, or the whole with the owner; refreshes on the way."""
         if managed.placement.mode == "rows":
-            if managed.due():
+            if managed.refresh_due():
                 managed.note_refresh(managed.refresh(grad.full_tensor()))  # type: ignore[attr-defined]
             return sharding.local(grad)
         refreshed = self._refresh_owned([managed.param])

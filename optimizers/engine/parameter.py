@@ -57,7 +57,7 @@ class ManagedParameter:
         self.draws = self.rounds or any(storage == "bfloat16" for _, _, storage in self.specs)
         if self.draws:
             precision.prepare_noise(param.device, [param.shape, *(spec.shape for _, spec, _ in self.specs)])
-        self.settled: bool | None = None
+        self.initialised: bool | None = None
         self.refreshed_at = 0
         self._signature = group_signature(group)
         self._kernels: dict[tuple, Callable[..., Any]] = {}
@@ -113,7 +113,7 @@ class ManagedParameter:
 
     def forget_refresh(self) -> None:
         """Look at the state again before the next update: it may be another one."""
-        self.settled, self.refreshed_at = None, 0
+        self.initialised, self.refreshed_at = None, 0
 
     @property
     def step(self) -> int:
@@ -140,7 +140,7 @@ class ManagedParameter:
         stored = self.stored()
         return {name: precision.load(name, spec, fmt, stored) for name, spec, fmt in self.specs}
 
-    def keep(self, values: State, purpose: int, only: str | None = None) -> None:
+    def write_state(self, values: State, purpose: int, only: str | None = None) -> None:
         """Write float32 values back, all or one. purpose separates the random numbers of different writes."""
         seed, stored = self.seed(purpose, self.step + 1), self.stored()
         for i, (name, spec, fmt) in enumerate(self.specs):
@@ -164,15 +164,15 @@ class ManagedParameter:
 
     # -- refresh ------------------------------------------------------------------------------------------------
 
-    def due(self) -> bool:
+    def refresh_due(self) -> bool:
         """Whether the next update needs a refresh that has not been made yet."""
         step = self.step  # first: it sees whether the state is another one since
         if not self.rule.refreshes or self.refreshed_at == step + 1:
             return False
-        if self.settled is None:
-            self.settled = self.rule.settled(self.values()) if self.placement.holds_state else step > 0
+        if self.initialised is None:
+            self.initialised = self.rule.initialised(self.values()) if self.placement.holds_state else step > 0
         offset = self.index if self.shared.options.stagger_refresh else 0
-        return not self.settled or self.rule.due(step + 1, offset)
+        return not self.initialised or self.rule.refresh_due(step + 1, offset)
 
     def refresh(self, grad: Tensor) -> bool:
         """Refresh from the whole gradient, where this process holds the state; True when the state has changed."""
@@ -189,7 +189,7 @@ class ManagedParameter:
         finally:
             self.shared.progress()
         if changed:
-            self.keep(values, 2)
+            self.write_state(values, 2)
         return changed
 
     def finite(self, grad: Tensor) -> bool:
@@ -210,14 +210,14 @@ class ManagedParameter:
 
     def refresh_if_due(self, grad: Tensor) -> bool:
         """Refresh when its turn has come; False while it has never succeeded, so that no update can be made."""
-        if self.due():
+        if self.refresh_due():
             self.note_refresh(self.refresh(grad))
-        return not self.rule.refreshes or bool(self.settled)
+        return not self.rule.refreshes or bool(self.initialised)
 
     def note_refresh(self, changed: bool) -> None:
         """Record that the refresh of the next update has been tried."""
-        self.settled = changed or bool(self.settled)
-        self.refreshed_at = self.step + 1 if self.settled else 0
+        self.initialised = changed or bool(self.initialised)
+        self.refreshed_at = self.step + 1 if self.initialised else 0
 
     # -- update -------------------------------------------------------------------------------------------------
 
@@ -225,7 +225,9 @@ class ManagedParameter:
         """What the rule needs of a gradient, float32; linear, so it may be accumulated and summed over processes."""
         return self.rule.compress(grad.float(), LoadedWhenAsked(self))
 
-    def update(self, grad: Tensor | None, compressed: Tensor | None = None, batch: Batch | None = None) -> None:
+    def update(
+        self, grad: Tensor | None, compressed: Tensor | None = None, batch: PendingUpdates | None = None
+    ) -> None:
         """Update weight and state from the whole gradient, or from its compressed form, or (neither) from what was
         accumulated in the rule's accumulator. A compiled update may wait in the batch for others like it."""
         observer = self.shared.observer
@@ -332,7 +334,7 @@ class LoadedWhenAsked(dict[str, Tensor]):
         return self[name]
 
 
-class Batch:
+class PendingUpdates:
     """Compiled updates of one step, waiting for others of the same program; `finish` makes those still waiting."""
 
     def __init__(self) -> None:

@@ -194,12 +194,12 @@ class PerLayerUpdates:
         """Add the compressed gradient of a micro-batch; the basis is refreshed from the first one when due."""
         exchange = self.optimizer.exchange
         whole = self._here(managed, grad)
-        if managed.due():
+        if managed.refresh_due():
             summed = whole if exchange.parts == 1 else exchange.sum(grad.clone())
             if managed.placement.mode == "rows":
                 summed = grad.full_tensor()  # type: ignore[attr-defined]
             distributed.refresh(managed, summed, exchange)
-        if whole is None or not managed.settled:
+        if whole is None or not managed.initialised:
             return
         part = managed.compress(whole)
         self.sums[managed.param] = self.sums[managed.param] + part if managed.param in self.sums else part
@@ -213,7 +213,7 @@ class PerLayerUpdates:
         values = managed.values()
         share = 1.0 / self.optimizer.exchange.parts
         managed.rule.accumulate(whole.float(), values, opening, managed.step == 0, share)
-        managed.keep(values, 3 + self.arrived[managed.param], only=managed.rule.accumulator)
+        managed.write_state(values, 3 + self.arrived[managed.param], only=managed.rule.accumulator)
 
     def _finish(self, param: Tensor, grad: Tensor | None) -> None:
         """The update after the last micro-batch of an accumulated parameter."""
@@ -222,7 +222,7 @@ class PerLayerUpdates:
             self._finish_in_state(managed)
         elif managed.rule.compresses:
             compressed = self.sums.pop(param, None)
-            learned = exchange.sum(grad) if managed.rule.learns and grad is not None else None
+            learned = exchange.sum(grad) if managed.rule.follows_gradient and grad is not None else None
             self._limit(learned, clip=False)
             if compressed is not None:
                 exchange.sum(compressed)
@@ -241,15 +241,15 @@ class PerLayerUpdates:
         if holds and exchange.parts > 1:
             values = managed.values()
             exchange.sum(values[name])
-            managed.keep(values, 2, only=name)
+            managed.write_state(values, 2, only=name)
         ready = True
-        if holds and managed.due():
+        if holds and managed.refresh_due():
             total = managed.values()[name]
             whole = sharding.all_rows(total, managed.placement) if managed.placement.mode == "rows" else total
             ready = managed.refresh_if_due(whole)
         if managed.placement.mode == "owner" and managed.rule.refreshes and managed.step == 0:
             sharding.agree_on_refreshes([managed])
-            ready = bool(managed.settled)
+            ready = bool(managed.initialised)
         if ready:
             managed.update(None)
 

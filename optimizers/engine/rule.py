@@ -47,11 +47,11 @@ class UpdateRule:
     """True when `direction` already contains the learning rate (Adafactor averages scaled updates)."""
     compresses: ClassVar[bool] = False
     """Whether the class overrides `compress`."""
-    learns: ClassVar[bool] = False
+    follows_gradient: ClassVar[bool] = False
     """Whether the class overrides `learn`, which needs the whole gradient at every update."""
     refreshes: ClassVar[bool] = False
     """Whether the class overrides `refresh`, which must have succeeded once before the first update can be made."""
-    moves: ClassVar[bool] = False
+    moves_basis: ClassVar[bool] = False
     """True when a basis moves at every update: a non-finite gradient must then be kept away from the rule."""
     projects_last: ClassVar[bool] = False
     """True when `direction` moves the basis first and projects the gradient on the new one."""
@@ -63,7 +63,7 @@ class UpdateRule:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.compresses = cls.compress is not UpdateRule.compress
-        cls.learns = cls.learn is not UpdateRule.learn
+        cls.follows_gradient = cls.learn is not UpdateRule.learn
         cls.refreshes = cls.refresh is not UpdateRule.refresh
 
     @property
@@ -98,7 +98,7 @@ class UpdateRule:
     def learn(self, grad: Tensor, compressed: Tensor, state: State, s: Scalars, first: bool) -> None:
         """Change the state from the whole gradient, and what `compress` made of it, after the weight step."""
 
-    def due(self, step: int, offset: int) -> bool:
+    def refresh_due(self, step: int, offset: int) -> bool:
         """Whether `refresh` comes before update `step`; offset staggers refreshes between parameters."""
         return False
 
@@ -106,7 +106,7 @@ class UpdateRule:
         """The rare, expensive part, from the whole gradient. Returns False to keep what was there."""
         return True
 
-    def settled(self, state: State) -> bool:
+    def initialised(self, state: State) -> bool:
         """Whether a refresh has succeeded before; asked once after loading a state."""
         return True
 

@@ -193,12 +193,12 @@ def agree_on_refreshes(parameters: Sequence[ManagedParameter]) -> None:
         if managed.placement.mode == "owner":
             by_group.setdefault(managed.placement.group, []).append(managed)
     for group, members in by_group.items():
-        mine = [int(m.placement.holds_state and bool(m.settled)) for m in members]
+        mine = [int(m.placement.holds_state and bool(m.initialised)) for m in members]
         flags = torch.tensor(mine, device=members[0].placement.mesh.device_type)
         dist.all_reduce(flags, group=group)
-        for managed, settled in zip(members, flags.tolist(), strict=True):
+        for managed, initialised in zip(members, flags.tolist(), strict=True):
             if not managed.placement.holds_state:
-                managed.note_refresh(bool(settled))
+                managed.note_refresh(bool(initialised))
 
 
 def non_finite(params: Sequence[Tensor]) -> set[Tensor]:

@@ -195,7 +195,7 @@ def _complete(optimizer: torch.optim.Optimizer) -> None:
         for signed in (True, False):
             precision._CODES[signed, META] = torch.empty(256, device=META)
     for param, managed in optimizer.managed.items():
-        managed.settled = False if managed.rule.refreshes else None
+        managed.initialised = False if managed.rule.refreshes else None
         if optimizer.layers is not None:
             param.register_post_accumulate_grad_hook(optimizer.layers.on_gradient)
 

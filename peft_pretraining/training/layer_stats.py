@@ -88,7 +88,7 @@ def warn_of_gaps(optimizer: torch.optim.Optimizer, replicated: bool, clipped: bo
     """Says which figures cannot be had, because the whole gradient of a layer is never on this process."""
     rules = [managed.rule for managed in getattr(optimizer, "managed", {}).values()]
     travels = replicated and (not clipped or getattr(optimizer, "per_layer", False))
-    if travels and any(rule.compresses and not rule.learns for rule in rules):
+    if travels and any(rule.compresses and not rule.follows_gradient for rule in rules):
         logger.info(
             "--log_details: gradients travel projected, so gradient_rms, captured_energy and effective_rank of "
             "projected layers are known at refreshes only; with --grad_clipping (and no --per_layer) they travel whole"

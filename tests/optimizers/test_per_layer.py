@@ -103,7 +103,7 @@ def test_the_per_layer_name_builds_the_optimizer_it_names() -> None:
 def test_a_non_finite_gradient_does_not_reach_a_learning_basis() -> None:
     net = model()
     optimizer = optimizers.build_optimizer("galore_adamw", net, 1e-3, rank=8, proj_type="continuous", per_layer=True)
-    bad = next(p for p, m in optimizer.managed.items() if m.rule.learns)
+    bad = next(p for p, m in optimizer.managed.items() if m.rule.follows_gradient)
     for update, batch in enumerate(batches(3)):
         optimizer.begin_update(2)
         for part, rows in enumerate(batch.chunk(2)):
