@@ -17,11 +17,11 @@ from peft_pretraining.data import DataError
 from peft_pretraining.distributed.watchdog import PeerLost
 from peft_pretraining.distributed.world import AgreedError, session
 from peft_pretraining.errors import UsageError
-from peft_pretraining.flags.fields import RunConfig
 from peft_pretraining.training.evaluation import evaluate
 from peft_pretraining.training.logbook import Logbook, configure_logging
 from peft_pretraining.training.preemption import StopSignals
 from peft_pretraining.training.run import restore_or_start, run_folder
+from peft_pretraining.training.run_config import RunConfig
 from peft_pretraining.training.step import TrainingStopped, train_step
 
 

@@ -37,7 +37,8 @@ import peft_pretraining.data.records  # noqa: F401  (ranks import it late, and e
 import torchrun_main
 from benchmarks.common import ROOT, write_result
 from benchmarks.frozen import Job, kill, look
-from peft_pretraining.run_folder.layout import METRICS, DamagedCheckpoint, RunFolder, verify
+from peft_pretraining.run_folder.layout import METRICS, RunFolder
+from peft_pretraining.run_folder.manifest import DamagedCheckpoint, verify
 from tests.tiny_runs import command, environment, records
 
 FAMILIES = {

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from peft_pretraining.run_folder.layout import RunFolder, verify
+from peft_pretraining.run_folder.layout import RunFolder
+from peft_pretraining.run_folder.manifest import verify
 from tests.tiny_runs import records, train, train_here
 
 

@@ -26,7 +26,6 @@ from hypothesis import strategies as st
 from loguru import logger
 
 from peft_pretraining.checkpoint import load_checkpoint
-from peft_pretraining.checkpoint.store import STATE_FOLDER, TRAINER
 from peft_pretraining.cli.parse import parse_config
 from peft_pretraining.data import DataError
 from peft_pretraining.data.documents import DocumentParser
@@ -36,11 +35,12 @@ from peft_pretraining.data.shards import local_corpus
 from peft_pretraining.distributed.world import session
 from peft_pretraining.errors import UsageError
 from peft_pretraining.model.llama import ModelConfig, build_model
-from peft_pretraining.run_folder.layout import MANIFEST, METRICS, DamagedCheckpoint, verify
+from peft_pretraining.run_folder.layout import CONFIGURATION, METRICS, STATE_FOLDER, TRAINER
+from peft_pretraining.run_folder.manifest import MANIFEST, DamagedCheckpoint, verify
 from peft_pretraining.tracking.loss_curve import draw_loss_curve
 from peft_pretraining.tracking.metrics import MetricsFile, read_metrics
 from peft_pretraining.training.preemption import StopSignals
-from peft_pretraining.training.run import CONFIGURATION, Run, restore_or_start, run_folder
+from peft_pretraining.training.run import Run, restore_or_start, run_folder
 from tests.tiny_runs import MODEL, flags, train_here
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "2000"))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from peft_pretraining.cli.parse import parse_config
-from peft_pretraining.flags.fields import RunConfig
+from peft_pretraining.training.run_config import RunConfig
 
 # What every README line has around its own flags.
 _LLAMA_60M = """

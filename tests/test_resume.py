@@ -10,7 +10,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from peft_pretraining.run_folder.layout import verify
+from peft_pretraining.run_folder.manifest import verify
 from tests.tiny_runs import command, environment, losses, records, train, train_here
 
 LONG = 120

@@ -9,7 +9,6 @@ on several machines needs a file system that they share.
 """
 
 import json
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,13 +29,12 @@ from peft_pretraining.data import merge_states
 from peft_pretraining.distributed.world import AgreedError, World
 from peft_pretraining.errors import UsageError
 from peft_pretraining.model.export import save_model
+from peft_pretraining.run_folder.layout import STATE_FOLDER, TRAINER
 
 if TYPE_CHECKING:
     from peft_pretraining.training.run import Run
 
 FORMAT_VERSION = 1
-STATE_FOLDER = "training_state"
-TRAINER = "trainer.json"
 
 
 def save_checkpoint(run: "Run") -> Path:
@@ -275,7 +273,7 @@ def _failure_named(run: "Run", update: int) -> Iterator[None]:
     except UsageError as error:
         folder = run.folder
         if run.world.is_main:
-            shutil.rmtree(folder.path / f".model_{update}.partial", ignore_errors=True)
+            folder.discard(update)
         raise type(error)(
             f"--save_dir {folder.path}: the checkpoint of update {update} could not be written ({error}). "
             f"{folder.last_good()}. Make room or choose another folder, then go on with --continue_from"

@@ -11,15 +11,15 @@ from typing import Any
 from peft_pretraining.checkpoint import CheckpointConfig
 from peft_pretraining.cli.resolve import give_way, resolve
 from peft_pretraining.data import DataConfig
-from peft_pretraining.distributed.world import ParallelConfig
+from peft_pretraining.distributed.config import ParallelConfig
 from peft_pretraining.errors import UsageError
-from peft_pretraining.flags.fields import RunConfig
 from peft_pretraining.flags.optimizer import load_method_file, optimizer_config_type
 from peft_pretraining.flags.parser import FlagParser, nearest
 from peft_pretraining.model.llama import ModelConfig
-from peft_pretraining.tracking.metrics import LoggingConfig
+from peft_pretraining.tracking.config import LoggingConfig
+from peft_pretraining.training.config import TrainingConfig
+from peft_pretraining.training.run_config import RunConfig
 from peft_pretraining.training.schedule import ScheduleConfig
-from peft_pretraining.training.step import TrainingConfig
 
 _DESCRIPTION = """\
 Pretrain a LLaMA model on text.
@@ -49,12 +49,6 @@ def parse_config(argv: Sequence[str] | None = None, *, world_size: int | None = 
     saved = give_way(_read_saved(parser, path, typed), typed) if path is not None else {}
     given = {**saved, **typed}
     return resolve(_sections(parser, given), given, processes)
-
-
-def config_from_dict(saved: Mapping[str, Mapping[str, Any]]) -> RunConfig:
-    """A RunConfig from what `RunConfig.to_dict` gave, every value checked. Raises UsageError."""
-    parser = _parser()
-    return _sections(parser, parser.read(_as_arguments(saved)))
 
 
 def _section_types() -> dict[str, type]:

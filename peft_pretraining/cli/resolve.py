@@ -7,10 +7,10 @@ from typing import Any
 from loguru import logger
 
 from peft_pretraining.errors import UsageError
-from peft_pretraining.flags.fields import RunConfig
 from peft_pretraining.flags.optimizer import OptimizerConfig, applicable, chosen_method, synonyms
+from peft_pretraining.training.config import TrainingConfig
+from peft_pretraining.training.run_config import RunConfig
 from peft_pretraining.training.schedule import build_schedule
-from peft_pretraining.training.step import TrainingConfig
 
 Flags = dict[str, Any]
 

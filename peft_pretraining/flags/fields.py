@@ -1,26 +1,15 @@
-"""What every typed configuration shares: flags as dataclass fields, token counts, a whole run's settings.
+"""What every typed configuration shares: flags as dataclass fields, and token counts.
 
-Each part of the harness keeps a frozen dataclass beside the code it configures. This module imports none of
-them when it is loaded, so that all of them may import `flag` from here.
+Each part of the harness keeps a frozen dataclass of such fields beside the code it configures.
 """
 
 import argparse
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Self
-
-if TYPE_CHECKING:
-    from peft_pretraining.checkpoint import CheckpointConfig
-    from peft_pretraining.data import DataConfig
-    from peft_pretraining.distributed.world import ParallelConfig
-    from peft_pretraining.flags.optimizer import OptimizerConfig
-    from peft_pretraining.model.llama import ModelConfig
-    from peft_pretraining.tracking.metrics import LoggingConfig
-    from peft_pretraining.training.schedule import ScheduleConfig
-    from peft_pretraining.training.step import TrainingConfig
+from typing import Any, Self
 
 _SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _TOKEN_COUNT = re.compile(r"(\d[\d_]*(?:\.\d+)?)\s*([KMBT]?)", re.IGNORECASE)
@@ -66,28 +55,3 @@ class TokenCount(int):
         if tokens != int(tokens):
             raise argparse.ArgumentTypeError(f"{value!r} is no whole number of tokens")
         return super().__new__(cls, int(tokens))
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Everything that decides a run: made by `peft_pretraining.cli.parse.parse_config`, saved as run.json."""
-
-    model: "ModelConfig"
-    data: "DataConfig"
-    optimizer: "OptimizerConfig"
-    schedule: "ScheduleConfig"
-    training: "TrainingConfig"
-    checkpoint: "CheckpointConfig"
-    parallel: "ParallelConfig"
-    logging: "LoggingConfig"
-
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        """JSON-able: section name -> flag name -> value."""
-        return {name: dataclasses.asdict(section) for name, section in vars(self).items()}
-
-    @classmethod
-    def from_dict(cls, saved: Mapping[str, Mapping[str, Any]]) -> "RunConfig":
-        """The inverse of `to_dict`, with every value checked as if it had been typed. Raises UsageError."""
-        from peft_pretraining.cli.parse import config_from_dict
-
-        return config_from_dict(saved)

@@ -17,10 +17,10 @@ from optimizers.engine import registry
 from peft_pretraining.cli.parse import parse_config
 from peft_pretraining.console import reader_may_leave
 from peft_pretraining.errors import UsageError
-from peft_pretraining.flags.fields import RunConfig
 from peft_pretraining.flags.optimizer import chosen_method, spellings
 from peft_pretraining.memory.ledger import Account
 from peft_pretraining.memory.prediction import STATE, predict
+from peft_pretraining.training.run_config import RunConfig
 
 GB = 2**30
 RESERVE = 1.0

@@ -19,10 +19,10 @@ from optimizers.engine import precision
 from optimizers.engine.optimizer import EngineOptimizer
 from peft_pretraining.distributed.world import World
 from peft_pretraining.errors import UsageError
-from peft_pretraining.flags.fields import RunConfig
 from peft_pretraining.memory.ledger import Account, Bytes, Ledger
 from peft_pretraining.model.llama import PretrainingLlama, build_model
 from peft_pretraining.model.shape import load_llama_config
+from peft_pretraining.training.run_config import RunConfig
 from peft_pretraining.training.step import clip_gradients, gradient_norm
 
 META = torch.device("meta")

@@ -8,9 +8,9 @@ from statistics import fmean
 from typing import Any
 
 from peft_pretraining.checkpoint import CheckpointConfig
-from peft_pretraining.distributed.world import ParallelConfig
+from peft_pretraining.distributed.config import ParallelConfig
 from peft_pretraining.report.runs import RunRecord
-from peft_pretraining.tracking.metrics import LoggingConfig
+from peft_pretraining.tracking.config import LoggingConfig
 
 # What two runs must share to be compared at all.
 TASK = (

@@ -8,14 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from peft_pretraining.checkpoint.store import STATE_FOLDER
 from peft_pretraining.data.config import DEFAULT_HUB_TOKENIZER
 from peft_pretraining.errors import UsageError
-from peft_pretraining.run_folder.layout import METRICS, RunFolder
-from peft_pretraining.sweep.execution import LABEL
+from peft_pretraining.run_folder.layout import CONFIGURATION, LABEL, METRICS, STATE_FOLDER, SUMMARY, RunFolder
 from peft_pretraining.tracking.metrics import Record, read_metrics
-from peft_pretraining.training.logbook import SUMMARY
-from peft_pretraining.training.run import CONFIGURATION
 
 _BITS = {"F64": 64, "F32": 32, "I32": 32, "F16": 16, "BF16": 16, "I64": 64, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8}
 

@@ -1,34 +1,34 @@
-"""A run's folder: one run at a time, and checkpoints that are either whole and verified or not there."""
+"""A run's folder: the name of every file in it, and its lock. No other file knows these names."""
 
 import errno
 import fcntl
-import hashlib
-import json
 import os
 import re
 import shutil
 import socket
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from loguru import logger
 
-from peft_pretraining.checkpoint.config import CheckpointConfig
+from peft_pretraining.atomic_write import aside, remove
 from peft_pretraining.errors import UsageError
+from peft_pretraining.run_folder.manifest import MANIFEST, sync, write_manifest
 
-MANIFEST = "manifest.json"
+CONFIGURATION = "run.json"
 METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+LOSS_CURVE = "loss.png"
+LABEL, LOG = "sweep.json", "log.txt"
+"""What a sweep leaves beside a run: what it calls the method, and what the run has printed."""
+WANDB_ID = "wandb_id"
+STATE_FOLDER, TRAINER = "training_state", "trainer.json"
+"""In a checkpoint: what resuming needs beside the weights."""
+_LOCK = ".lock"
 _CHECKPOINT = re.compile(r"model_(\d+)")
-_PARTIAL = re.compile(r"\.model_\d+\.(partial|old)")
-_BLOCK = 1 << 22
-
-
-class DamagedCheckpoint(Exception):
-    """A checkpoint folder that is not what was written; the message names the file."""
+_LEFTOVER = re.compile(r"\..+\.(partial|old)")
 
 
 @dataclass(frozen=True)
@@ -56,21 +56,25 @@ class RunFolder:
         """Brings the metrics to the disk: a checkpoint must not outlive the lines before it."""
         metrics = self.path / METRICS
         if metrics.exists():
-            _sync(metrics)
+            sync(metrics)
 
     def begin(self, update: int) -> Path:
         """An empty folder to write checkpoint `update` into; no reader takes it for a checkpoint."""
-        partial = self.path / f".model_{update}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
+        self.discard(update)
+        partial = self._partial(update)
         partial.mkdir(parents=True)
         return partial
 
+    def discard(self, update: int) -> None:
+        """Deletes what was written into the folder that `begin` gave, if anything."""
+        shutil.rmtree(self._partial(update), ignore_errors=True)
+
     def publish(self, update: int, keep: int, on_file: Callable[[], None]) -> Path:
         """Turns the folder that `begin` gave into a checkpoint, at once or not at all; keeps the newest."""
-        partial, final = self.path / f".model_{update}.partial", self.checkpoint(update)
-        _write_manifest(partial, on_file)
+        partial, final = self._partial(update), self.checkpoint(update)
+        write_manifest(partial, on_file)
         os.rename(partial, final)
-        _sync(self.path)
+        sync(self.path)
         for _, old in self.checkpoints()[keep:]:
             self._delete(old)
         return final
@@ -85,8 +89,11 @@ class RunFolder:
     def remove_leftovers(self) -> None:
         """Deletes what an interrupted save or deletion left behind."""
         for entry in self.path.iterdir():
-            if _PARTIAL.fullmatch(entry.name):
-                shutil.rmtree(entry, ignore_errors=True)
+            if _LEFTOVER.fullmatch(entry.name):
+                remove(entry)
+
+    def _partial(self, update: int) -> Path:
+        return aside(self.checkpoint(update))
 
     def _delete(self, checkpoint: Path) -> None:
         hidden = _fresh(self.path / f".{checkpoint.name}.old")
@@ -104,16 +111,6 @@ def folder_of(source: Path) -> Path:
     return source.parent if is_checkpoint(source) else source
 
 
-def choose_folder(config: CheckpointConfig, name: str | None) -> Path:
-    """The run folder that the flags ask for; without --save_dir, a run is continued where it is."""
-    if config.save_dir is not None:
-        return Path(config.save_dir)
-    if config.continue_from is not None:
-        source = Path(config.continue_from)
-        return folder_of(source)
-    return Path("runs") / (name or time.strftime("%Y-%m-%d_%H-%M-%S"))
-
-
 @contextmanager
 def locked(path: Path, fresh: bool) -> Iterator[RunFolder]:
     """Creates and locks the run folder. Raises UsageError if it is in use, holds another run or is not
@@ -125,7 +122,7 @@ def locked(path: Path, fresh: bool) -> Iterator[RunFolder]:
     folder = RunFolder(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / ".lock", "a+")  # noqa: SIM115
+        lock = open(path / _LOCK, "a+")  # noqa: SIM115
     except OSError as error:
         raise UsageError(
             f"--save_dir {path}: the run folder cannot be written ({error.strerror}): choose another one"
@@ -151,107 +148,6 @@ def locked(path: Path, fresh: bool) -> Iterator[RunFolder]:
             )
         folder.remove_leftovers()
         yield folder
-
-
-def find_checkpoint(config: CheckpointConfig, folder: RunFolder) -> Path | None:
-    """The verified checkpoint to continue from; None to start afresh. Raises UsageError if none will do."""
-    if config.continue_from is None:
-        return None
-    if config.continue_from == "auto":
-        return _newest_valid(folder)
-    source = Path(config.continue_from)
-    if not source.is_dir():
-        raise UsageError(f"--continue_from {source}: there is no such folder")
-    if is_checkpoint(source):
-        try:
-            verify(source)
-        except DamagedCheckpoint as error:
-            raise UsageError(
-                f"--continue_from {source}: refused, {error}; give the run folder to use its newest valid one"
-            ) from error
-        return source
-    found = _newest_valid(RunFolder(source))
-    if found is None:
-        raise UsageError(f"--continue_from {source}: there is no checkpoint (model_*) in this folder")
-    return found
-
-
-def _newest_valid(folder: RunFolder) -> Path | None:
-    candidates = folder.checkpoints()
-    for _, path in candidates:
-        try:
-            verify(path)
-        except DamagedCheckpoint as error:
-            logger.error("checkpoint {} is refused: {}; the one before it is tried", path, error)
-        else:
-            return path
-    if candidates:
-        raise UsageError(f"--continue_from: no valid checkpoint is left in {folder.path}: delete it to start again")
-    return None
-
-
-def verify(checkpoint: Path) -> None:
-    """Compares a checkpoint with its manifest. Raises DamagedCheckpoint naming a file that differs."""
-    try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        listed = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedCheckpoint(f"its {MANIFEST} cannot be read ({type(error).__name__})") from error
-    present = {str(path.relative_to(checkpoint)): path for path in _files(checkpoint)}
-    for name, (size, _) in listed.items():
-        if name not in present:
-            raise DamagedCheckpoint(f"{name} is missing")
-        if present[name].stat().st_size != size:
-            raise DamagedCheckpoint(f"{name} has {present[name].stat().st_size} bytes instead of {size}")
-    for name in present.keys() - listed.keys():
-        # Readers take every such file of the folder, so a stray one would become part of the state.
-        if name.endswith((".safetensors", ".json")):
-            raise DamagedCheckpoint(f"{name} is not in the manifest")
-    with ThreadPoolExecutor() as pool:
-        digests = dict(zip(listed, pool.map(lambda name: _sha256(present[name]), listed), strict=True))
-    for name, (_, digest) in listed.items():
-        if digests[name] != digest:
-            raise DamagedCheckpoint(f"the checksum of {name} differs")
-
-
-def _write_manifest(checkpoint: Path, on_file: Callable[[], None]) -> None:
-    paths = sorted(_files(checkpoint))
-    entries = {}
-    with ThreadPoolExecutor() as pool:
-        for path, digest in zip(paths, pool.map(_sync_and_hash, paths), strict=True):
-            entries[str(path.relative_to(checkpoint))] = {"bytes": path.stat().st_size, "sha256": digest}
-            on_file()
-    manifest = checkpoint / MANIFEST
-    manifest.write_text(json.dumps({"files": entries}, indent=1), encoding="utf-8")
-    _sync_and_hash(manifest)
-    for directory in {path.parent for path in paths} | {checkpoint}:
-        _sync(directory)
-
-
-def _files(checkpoint: Path) -> list[Path]:
-    return [path for path in checkpoint.rglob("*") if path.is_file() and path != checkpoint / MANIFEST]
-
-
-def _sync_and_hash(path: Path) -> str:
-    _sync(path)
-    return _sha256(path)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Flushes a file or a directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _fresh(path: Path) -> Path:

@@ -15,13 +15,14 @@ from types import FrameType
 
 from tqdm import tqdm
 
+from peft_pretraining.atomic_write import write_atomically
 from peft_pretraining.cli.parse import parse_config
 from peft_pretraining.errors import UsageError
-from peft_pretraining.flags.fields import RunConfig
+from peft_pretraining.run_folder.layout import LABEL, LOG
 from peft_pretraining.sweep.outcome import outcome_of, updates_done
 from peft_pretraining.sweep.plan import Cell, Limits, RunSpec
+from peft_pretraining.training.run_config import RunConfig
 
-LABEL, LOG = "sweep.json", "log.txt"
 MAIN = Path(__file__).resolve().parents[2] / "torchrun_main.py"
 _POLL_SECONDS = 0.5
 # torchrun kills its processes 30 seconds after a signal, and itself ends at SIGUSR1, if it is not told otherwise: here
@@ -195,7 +196,7 @@ class Execution:
     def _start(self, run: RunSpec) -> None:
         slot = next(index for index in range(self._jobs) if index not in self._running)
         run.folder.mkdir(parents=True, exist_ok=True)
-        (run.folder / LABEL).write_text(json.dumps({"method": run.method}) + "\n", encoding="utf-8")
+        write_atomically(run.folder / LABEL, json.dumps({"method": run.method}) + "\n")
         with open(run.folder / LOG, "ab") as log:
             # A session of its own: Ctrl-C reaches the sweep alone, which then asks every run to save and end.
             process = subprocess.Popen(

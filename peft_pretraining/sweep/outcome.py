@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from peft_pretraining.errors import UsageError
-from peft_pretraining.flags.fields import RunConfig
-from peft_pretraining.run_folder.layout import METRICS
+from peft_pretraining.run_folder.layout import CONFIGURATION, METRICS, SUMMARY
 from peft_pretraining.tracking.metrics import read_metrics
-from peft_pretraining.training.logbook import SUMMARY
-from peft_pretraining.training.run import CONFIGURATION
+from peft_pretraining.training.run_config import RunConfig
 
 _TAIL = 1 << 14
 _SAME_RESULT = {"checkpoint", "parallel", "logging"}  # sections that do not decide what a run finds

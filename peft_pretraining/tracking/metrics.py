@@ -3,56 +3,16 @@
 import contextlib
 import json
 import math
-import os
 import resource
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any
 
 import torch
 
-from peft_pretraining.errors import UsageError
-from peft_pretraining.flags.fields import flag
+from peft_pretraining.atomic_write import write_atomically
 
 Record = dict[str, Any]
-_LONGEST_TAG = 64
 _MOST = 2**53  # no update and no loss is larger; larger whole numbers are no floats
-
-
-@dataclass(frozen=True)
-class LoggingConfig:
-    """The name of a run and where its metrics go."""
-
-    _argument_group_name: ClassVar[str] = "reports"
-
-    name: str | None = flag(None, help="name of the run, and of its folder under runs/ without --save_dir")
-    tags: str | None = flag(None, help="tags of the run in wandb, separated by commas, of at most 64 characters each")
-    wandb_mode: str = flag(
-        "auto",
-        choices=("auto", "online", "offline", "disabled"),
-        help="auto: what WANDB_MODE says; else online where credentials exist and the server answers, offline where it "
-        "does not answer, and off without credentials",
-    )
-    wandb_project: str | None = flag(None, help="wandb project (default: thrift-llama)")
-    wandb_run_name: str | None = flag(None, help="name of the run in wandb (default: --name)")
-    wandb_job_type: str | None = flag(None, help="job type of the run in wandb")
-    log_details: bool = flag(
-        False,
-        help="also report, layer by layer, gradient, update and weight norms, effective rank, captured energy and "
-        "drift of projections, second moments, and the applied learning rates; not under --parallel fsdp",
-    )
-    details_every: int = flag(10, help="updates between two reports of --log_details")
-
-    def __post_init__(self) -> None:
-        if self.details_every < 1:
-            raise UsageError(f"--details_every {self.details_every}: give at least 1")
-        for tag in self.tag_list():
-            if len(tag) > _LONGEST_TAG and self.wandb_mode != "disabled":
-                raise UsageError(f"--tags {tag}: wandb takes tags of at most {_LONGEST_TAG} characters")
-
-    def tag_list(self) -> list[str]:
-        """The tags, without the empty ones that a stray comma makes."""
-        return [tag.strip() for tag in (self.tags or "").split(",") if tag.strip()]
 
 
 class MetricsFile:
@@ -71,9 +31,7 @@ class MetricsFile:
         """
         source = self._path if self._path.exists() or history is None else history
         kept = [line for line in _complete_lines(source) if _update_of(line) <= update]
-        partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        os.replace(partial, self._path)
+        write_atomically(self._path, "".join(kept))
         self._file = open(self._path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
     def write(self, record: Record) -> None:

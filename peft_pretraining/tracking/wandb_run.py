@@ -11,19 +11,18 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from loguru import logger
 
+from peft_pretraining.atomic_write import write_atomically
 from peft_pretraining.errors import UsageError
-
-if TYPE_CHECKING:
-    from peft_pretraining.flags.fields import RunConfig
+from peft_pretraining.run_folder.layout import WANDB_ID
+from peft_pretraining.tracking.config import LoggingConfig
 
 _PROJECT = "thrift-llama"
 _URL = "https://api.wandb.ai"
-_RUN_ID = "wandb_id"
 _ANSWER_SECONDS = 5.0
 # What people set in the environment, wandb's own older names among it.
 _MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline"}
@@ -48,37 +47,37 @@ class Tracker:
             self._run.finish(exit_code=exit_status)
 
 
-def start_tracker(config: "RunConfig", folder: Path) -> Tracker:
+def start_tracker(settings: LoggingConfig, flags: Mapping[str, Any], folder: Path) -> Tracker:
     """A tracker as --wandb_mode says; a run that resumes goes on in the same wandb run.
 
-    Raises UsageError where wandb is asked for by name and is not installed or does not start.
+    flags: the run's configuration, for wandb to show. folder: the run's. Raises UsageError where wandb is asked for by
+    name and is not installed or does not start.
     """
-    asked = config.logging.wandb_mode
+    asked = settings.wandb_mode
     mode = _automatic_mode() if asked == "auto" else asked
     if mode == "disabled":
         return Tracker()
     if find_spec("wandb") is None:
         raise UsageError(f"--wandb_mode {mode} needs the package wandb: pip install wandb")
     try:
-        return Tracker(_start(config, folder, mode))
+        return Tracker(_start(settings, flags, folder, mode))
     except _failures() as error:
         if asked != "auto" or mode == "offline":
             raise UsageError(f"--wandb_mode {mode}: wandb does not start ({error}); try offline or disabled") from error
         logger.warning("wandb is offline: it does not start ({})", " ".join(str(error).split()))
-        return Tracker(_start(config, folder, "offline"))
+        return Tracker(_start(settings, flags, folder, "offline"))
 
 
-def _start(config: "RunConfig", folder: Path, mode: str) -> Any:
+def _start(settings: LoggingConfig, flags: Mapping[str, Any], folder: Path, mode: str) -> Any:
     import wandb
 
-    settings = config.logging
     with _only_our_mode(mode):
         run = wandb.init(
             project=settings.wandb_project or _PROJECT,
             name=settings.wandb_run_name or settings.name,
             job_type=settings.wandb_job_type,
             tags=settings.tag_list() or None,
-            config=config.to_dict(),
+            config=dict(flags),
             mode=mode,  # type: ignore[arg-type]
             dir=str(folder),
             id=_run_id(folder),
@@ -189,7 +188,7 @@ def _answers(url: str) -> bool:
 
 
 def _run_id(folder: Path) -> str:
-    file = folder / _RUN_ID
+    file = folder / WANDB_ID
     if not file.exists():
-        file.write_text(os.urandom(4).hex(), encoding="utf-8")
+        write_atomically(file, os.urandom(4).hex())
     return file.read_text(encoding="utf-8").strip()

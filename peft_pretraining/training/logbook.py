@@ -12,8 +12,9 @@ from loguru import logger
 from tqdm import tqdm
 
 from optimizers.engine.sharding import local
+from peft_pretraining.atomic_write import write_atomically
 from peft_pretraining.errors import UsageError
-from peft_pretraining.run_folder.layout import METRICS, folder_of
+from peft_pretraining.run_folder.layout import LOSS_CURVE, METRICS, SUMMARY, folder_of
 from peft_pretraining.tracking.loss_curve import draw_loss_curve
 from peft_pretraining.tracking.metrics import MetricsFile, Record, peak_memory_mb, read_metrics
 from peft_pretraining.tracking.wandb_run import Tracker, start_tracker
@@ -22,8 +23,6 @@ from peft_pretraining.training.step import StepResult
 
 if TYPE_CHECKING:
     from peft_pretraining.training.run import Run
-
-SUMMARY, LOSS_CURVE = "summary.json", "loss.png"
 
 
 def configure_logging(rank: int, processes: int) -> None:
@@ -70,7 +69,7 @@ class Logbook:
             self._metrics.continue_after(run.progress.update, history)
         except OSError as error:
             raise UsageError(f"--save_dir {run.folder.path}: metrics cannot be written ({error})") from error
-        self._tracker = start_tracker(run.config, run.folder.path)
+        self._tracker = start_tracker(run.config.logging, run.config.to_dict(), run.folder.path)
         if hasattr(run.optimizer, "routing_table"):
             logger.info("which parameter is updated how:\n{}", run.optimizer.routing_table())
 
@@ -163,7 +162,7 @@ class Logbook:
             "loss_curve": str(folder / LOSS_CURVE),
             "data_faults": dict(passed_over),
         }
-        (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        write_atomically(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
         self._bar.close()
         logger.info("validation perplexity {:.2f}", run.progress.evaluation["eval_perplexity"])
         logger.info("checkpoint {}", checkpoint)

@@ -1,7 +1,6 @@
 """A run: everything that belongs to one pretraining job, built anew or brought back from a checkpoint."""
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,22 +13,23 @@ from torch import Tensor
 from optimizers import build_optimizer
 from optimizers.engine.distributed import replicate
 from optimizers.engine.optimizer import EngineOptimizer
+from peft_pretraining.atomic_write import write_atomically
 from peft_pretraining.checkpoint import load_checkpoint
 from peft_pretraining.checkpoint.background import BackgroundSave
+from peft_pretraining.checkpoint.find import choose_folder, find_checkpoint
 from peft_pretraining.checkpoint.optimizer_state import Groups, group_values, parameter_names
 from peft_pretraining.checkpoint.progress import Progress
 from peft_pretraining.checkpoint.rng import prepare_randomness
 from peft_pretraining.data import TrainingData, build_data
-from peft_pretraining.distributed.world import World, parallelize, shards
+from peft_pretraining.distributed.parallelize import parallelize, shards
+from peft_pretraining.distributed.world import World
 from peft_pretraining.errors import UsageError
-from peft_pretraining.flags.fields import RunConfig
 from peft_pretraining.model.llama import PretrainingLlama, build_model, initialise
-from peft_pretraining.run_folder.layout import RunFolder, choose_folder, find_checkpoint, locked
+from peft_pretraining.run_folder.layout import CONFIGURATION, RunFolder, locked
 from peft_pretraining.training.layer_stats import Details, warn_of_gaps
 from peft_pretraining.training.preemption import StopSignals
+from peft_pretraining.training.run_config import RunConfig
 from peft_pretraining.training.schedule import Schedule, build_schedule
-
-CONFIGURATION = "run.json"
 
 
 @dataclass
@@ -199,9 +199,7 @@ def _settle_in(run: Run) -> None:
     """Leaves in the folder what this run is, and nothing of a run that went further and is not continued."""
     run.folder.set_aside_after(run.progress.update)
     path = run.folder.path / CONFIGURATION
-    partial = path.with_suffix(".partial")
     try:
-        partial.write_text(json.dumps(run.config.to_dict(), indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_atomically(path, json.dumps(run.config.to_dict(), indent=2) + "\n")
     except OSError as error:
         raise UsageError(f"--save_dir {run.folder.path}: the run folder cannot be written ({error})") from error

@@ -1,11 +1,11 @@
-"""One update of the weights, and the settings of the loop around it."""
+"""One update of the weights."""
 
 import math
 import time
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean, pstdev
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from loguru import logger
@@ -13,73 +13,15 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from optimizers.engine.distributed import synchronize
-from peft_pretraining.distributed.world import World, set_last_micro_batch
-from peft_pretraining.errors import UsageError
-from peft_pretraining.flags.fields import TokenCount, flag
+from peft_pretraining.distributed.parallelize import set_last_micro_batch
+from peft_pretraining.distributed.world import World
+from peft_pretraining.training.config import FEWEST_LOSSES
 from peft_pretraining.training.timer import PhaseClock
 
 if TYPE_CHECKING:
     from peft_pretraining.checkpoint.progress import Progress
     from peft_pretraining.data import Batch
     from peft_pretraining.training.run import Run
-
-FEWEST_LOSSES = 20  # a mean and a deviation of fewer say little about a spike
-
-_COUNTS = (
-    "batch_size",
-    "gradient_accumulation",
-    "total_batch_size",
-    "num_training_steps",
-    "max_train_tokens",
-    "eval_every",
-)
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How much is trained in one update and in the run, and what happens when an update goes wrong."""
-
-    _argument_group_name: ClassVar[str] = "training"
-
-    batch_size: int = flag(16, help="sequences a process works on at once (one micro-batch)")
-    gradient_accumulation: int | None = flag(None, help="micro-batches a process sums into an update (default: 1)")
-    total_batch_size: int | None = flag(
-        None,
-        help="sequences of an update over all processes (default: batch_size x accumulation x processes)",
-    )
-    num_training_steps: int = flag(10_000, help="updates of the weights in the run")
-    max_train_tokens: TokenCount | None = flag(
-        None,
-        help="length of the run in tokens instead of updates, as 100M or 1.5B; counts max_length positions a "
-        "sequence, padding included",
-    )
-    grad_clipping: float = flag(0.0, help="largest global norm of the gradient; 0 does not clip")
-    eval_every: int = flag(5_000, help="updates between evaluations; the last update is always evaluated")
-    evaluation: str = flag(
-        "exact",
-        choices=("exact", "published"),
-        help="exact: sum of losses over tokens; published: the biased mean of the published harness",
-    )
-    seed: int = flag(0, help="seed of the weights, and of the data order without --data_seed")
-    deterministic: bool = flag(False, help="deterministic kernels only: the same command gives the same losses")
-    max_bad_steps: int = flag(10, help="skipped updates in a row, for a non-finite loss or gradient, that a run bears")
-    spike_window: int = flag(100, help="updates whose losses a loss spike is judged by; 0 does not look")
-    spike_zscore: float = flag(6.0, help="standard deviations above the window's mean that make a loss spike")
-
-    def __post_init__(self) -> None:
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name} {value}: give at least 1")
-        for name in ("grad_clipping", "max_bad_steps", "spike_window", "seed"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"--{name} {getattr(self, name)}: give 0 or more")
-        if 0 < self.spike_window < FEWEST_LOSSES:
-            raise UsageError(
-                f"--spike_window {self.spike_window}: give at least {FEWEST_LOSSES} updates to judge by, or 0 for none"
-            )
-        if not self.spike_zscore > 0:
-            raise UsageError(f"--spike_zscore {self.spike_zscore}: give a number above 0")
 
 
 @dataclass(frozen=True)

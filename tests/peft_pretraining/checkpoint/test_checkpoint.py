@@ -15,18 +15,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from peft_pretraining.checkpoint.config import CheckpointConfig
+from peft_pretraining.checkpoint.find import choose_folder, find_checkpoint
 from peft_pretraining.checkpoint.optimizer_state import describe, group_values, parameter_names, state_tensors
 from peft_pretraining.checkpoint.progress import Progress
-from peft_pretraining.checkpoint.store import STATE_FOLDER, TRAINER, read_trainer
+from peft_pretraining.checkpoint.store import read_trainer
 from peft_pretraining.errors import UsageError
-from peft_pretraining.run_folder.layout import (
-    DamagedCheckpoint,
-    RunFolder,
-    choose_folder,
-    find_checkpoint,
-    locked,
-    verify,
-)
+from peft_pretraining.run_folder.layout import STATE_FOLDER, TRAINER, RunFolder, locked
+from peft_pretraining.run_folder.manifest import DamagedCheckpoint, verify
 from tests.tiny_runs import MODEL, environment, flags, records, train_here
 
 

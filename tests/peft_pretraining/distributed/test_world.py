@@ -10,7 +10,8 @@ import psutil
 import pytest
 import torch
 
-from peft_pretraining.distributed.world import AgreedError, ParallelConfig, World, session
+from peft_pretraining.distributed.config import ParallelConfig
+from peft_pretraining.distributed.world import AgreedError, World, session
 from peft_pretraining.errors import UsageError
 from tests.tiny_runs import command, environment, records
 

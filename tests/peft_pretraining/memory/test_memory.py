@@ -10,12 +10,12 @@ import torch
 from optimizers import build_optimizer
 from optimizers.engine import precision, registry
 from peft_pretraining.cli.parse import parse_config
-from peft_pretraining.flags.fields import RunConfig
 from peft_pretraining.memory import __main__ as memory
 from peft_pretraining.memory import prediction as memory_prediction
 from peft_pretraining.memory.ledger import Account, Ledger
 from peft_pretraining.memory.prediction import GRADIENTS, STATE, WEIGHTS, mark_state, predict
 from peft_pretraining.model.llama import build_model
+from peft_pretraining.training.run_config import RunConfig
 from tests.peft_pretraining.tiny import write_config
 from tests.tiny_runs import ROOT
 

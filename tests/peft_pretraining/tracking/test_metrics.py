@@ -11,8 +11,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from peft_pretraining.tracking.config import LoggingConfig
 from peft_pretraining.tracking.loss_curve import draw_loss_curve
-from peft_pretraining.tracking.metrics import LoggingConfig, MetricsFile, peak_memory_mb, read_metrics
+from peft_pretraining.tracking.metrics import MetricsFile, peak_memory_mb, read_metrics
 from peft_pretraining.tracking.wandb_run import start_tracker
 from tests.tiny_runs import command, environment, train_here
 

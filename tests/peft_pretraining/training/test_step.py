@@ -13,9 +13,10 @@ from loguru import logger
 from peft_pretraining.cli.parse import parse_config
 from peft_pretraining.distributed.world import session
 from peft_pretraining.errors import UsageError
+from peft_pretraining.training.config import TrainingConfig
 from peft_pretraining.training.preemption import StopSignals
 from peft_pretraining.training.run import Run, restore_or_start, run_folder
-from peft_pretraining.training.step import TrainingConfig, TrainingStopped, clip_gradients, gradient_norm, train_step
+from peft_pretraining.training.step import TrainingStopped, clip_gradients, gradient_norm, train_step
 from tests.tiny_runs import flags, losses, train_here
 
 
