@@ -8,10 +8,10 @@ with --continue_from auto goes on.
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 
 from loguru import logger
 
-from peft_pretraining.checkpoint import save_checkpoint
 from peft_pretraining.cli.parse import parse_config
 from peft_pretraining.data import DataError
 from peft_pretraining.distributed.watchdog import PeerLost
@@ -29,7 +29,7 @@ def pretrain(config: RunConfig, stop: StopSignals) -> int:
     """Trains as configured. Returns the exit status."""
     with session(config.parallel) as world, run_folder(config, world) as folder:
         run = restore_or_start(config, world, stop, folder)
-        with Logbook(run) as logbook:
+        with Logbook(run) as logbook, closing(run.data):
             if run.evaluation_due:
                 logbook.evaluation(evaluate(run))
             for _ in run.remaining_updates():
@@ -37,10 +37,10 @@ def pretrain(config: RunConfig, stop: StopSignals) -> int:
                 if run.evaluation_due:
                     logbook.evaluation(evaluate(run))
                 if run.checkpoint_due:
-                    save_checkpoint(run)
+                    run.save()
             if run.stopping:
                 return stop.exit_status
-            logbook.summarize(save_checkpoint(run))
+            logbook.summarize(run.save())
             return 0
 
 

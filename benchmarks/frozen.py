@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 import torchrun_main
-from peft_pretraining.checkpoint import save_checkpoint
+from peft_pretraining.checkpoint.store import Checkpoints
 from peft_pretraining.data.lanes import Lane
 from peft_pretraining.distributed.world import session
 from peft_pretraining.training.evaluation import evaluate
@@ -25,7 +25,7 @@ from peft_pretraining.training.step import train_step
 # The first of these functions that stands on the main thread's stack names the phase. They are the functions
 # themselves, so that a phase cannot be lost when one of them moves.
 _PHASES: tuple[tuple[Callable[..., object], str], ...] = (
-    (save_checkpoint, "checkpoint"),
+    (Checkpoints.save, "checkpoint"),
     (evaluate, "evaluation"),
     (Lane._fill, "data refill"),
     (train_step, "update"),

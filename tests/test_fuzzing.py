@@ -25,7 +25,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loguru import logger
 
-from peft_pretraining.checkpoint import load_checkpoint
 from peft_pretraining.cli.parse import parse_config
 from peft_pretraining.data import DataError
 from peft_pretraining.data.documents import DocumentParser
@@ -215,7 +214,7 @@ def trainer(folder: Path, finished: Path, run: Run) -> Target:
 
     def read(content: bytes) -> None:
         (copied / STATE_FOLDER / TRAINER).write_bytes(content)
-        load_checkpoint(run, copied)
+        run.checkpoints.load(run.state, copied)
 
     return Target(NOISE | damaged_json(json.loads((copied / STATE_FOLDER / TRAINER).read_text())), read)
 
@@ -231,7 +230,7 @@ def tensors(name: str) -> Callable[[Path, Path, Run], Target]:
 
         def read(damaged: bytes) -> None:
             file.write_bytes(damaged)
-            load_checkpoint(run, copied)
+            run.checkpoints.load(run.state, copied)
 
         headers = damaged_json(json.loads(content[8:end]))
         whole = headers.map(lambda header: len(header).to_bytes(8, "little") + header + content[end:])

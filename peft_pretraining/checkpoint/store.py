@@ -10,11 +10,11 @@ on several machines needs a file system that they share.
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial as partial_function
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from loguru import logger
@@ -23,104 +23,143 @@ from torch import Tensor, nn
 
 from peft_pretraining.checkpoint import optimizer_state
 from peft_pretraining.checkpoint.background import BackgroundSave, storage_failures
+from peft_pretraining.checkpoint.config import CheckpointConfig
 from peft_pretraining.checkpoint.progress import Progress
 from peft_pretraining.checkpoint.rng import random_state, restore_random_state
+from peft_pretraining.checkpoint.state import TrainingState
 from peft_pretraining.data import merge_states
 from peft_pretraining.distributed.world import AgreedError, World
 from peft_pretraining.errors import UsageError
 from peft_pretraining.model.export import save_model
-from peft_pretraining.run_folder.layout import STATE_FOLDER, TRAINER
-
-if TYPE_CHECKING:
-    from peft_pretraining.training.run import Run
+from peft_pretraining.run_folder.layout import STATE_FOLDER, TRAINER, RunFolder
 
 FORMAT_VERSION = 1
 
 
-def save_checkpoint(run: "Run") -> Path:
-    """Writes model_{update} of the current update. A collective.
+class Checkpoints:
+    """The checkpoints of one run, written into its folder. Every method is a collective.
 
-    With --async_save it returns when the state is copied; the next save, and the run's end, wait for the disk.
-    Raises UsageError if it, or the one before it, cannot be written; the checkpoints before are untouched.
+    config: the run's, as JSON holds it; saved beside the state, and compared with when a run goes on.
+    last_saved: the update of the newest checkpoint in the folder, or under way to it.
     """
-    update, world, folder = run.progress.update, run.world, run.folder
-    finish_saving(run)
-    if run.last_saved == update:
-        return folder.checkpoint(update)
-    later = run.config.checkpoint.async_save and not run.stopping and update < run.updates
-    if world.is_main:
-        folder.sync_metrics()
-    with _failure_named(run, update):
-        with world.together(), _disk_errors():
-            partial = folder.begin(update) if world.is_main else None
-        path = world.from_main(partial)
-        assert path is not None
-        with world.together(), _disk_errors():
-            (path / STATE_FOLDER).mkdir(exist_ok=True)
-        trainer, weights = _describe(run), _whole_weights(run.model, world, copy=later)
-        publish = partial_function(_publish, run, path, update, trainer, weights)
-        if later:
-            tensors = _unshared(optimizer_state.state_tensors(run.optimizer, run.names))
-            run.saving = BackgroundSave(update, tensors, path / STATE_FOLDER, publish if world.is_main else None, world)
-        else:
-            _write_optimizer(run, path / STATE_FOLDER)
+
+    def __init__(
+        self, folder: RunFolder, world: World, settings: CheckpointConfig, config: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        self._folder, self._world, self._settings, self._config = folder, world, settings, config
+        self._saving: BackgroundSave | None = None
+        self.last_saved: int | None = None
+
+    def save(self, state: TrainingState, last: bool) -> Path:
+        """Writes model_{update} of the current update.
+
+        With --async_save it returns when the state is copied; the next save, and the last one, wait for the disk.
+        Raises UsageError if it, or the one before it, cannot be written; the checkpoints before are untouched.
+        """
+        update, world, folder = state.progress.update, self._world, self._folder
+        self.wait()
+        if self.last_saved == update:
+            return folder.checkpoint(update)
+        later = self._settings.async_save and not last
+        if world.is_main:
+            folder.sync_metrics()
+        with self._failure_named(update):
             with world.together(), _disk_errors():
-                if world.is_main:
-                    publish(on_file=world.arrive)
-    run.last_saved = update
-    return folder.checkpoint(update)
+                partial = folder.begin(update) if world.is_main else None
+            path = world.from_main(partial)
+            assert path is not None
+            with world.together(), _disk_errors():
+                (path / STATE_FOLDER).mkdir(exist_ok=True)
+            trainer, weights = self._describe(state), _whole_weights(state.model, world, copy=later)
+            publish = partial_function(self._publish, state, path, trainer, weights)
+            tensors = _unshared(optimizer_state.state_tensors(state.optimizer, state.names))
+            if later:
+                publish_here = publish if world.is_main else None
+                self._saving = BackgroundSave(update, tensors, path / STATE_FOLDER, publish_here, world)
+            else:
+                _write_tensors(tensors, path / STATE_FOLDER, world)
+                with world.together(), _disk_errors():
+                    if world.is_main:
+                        publish(on_file=world.arrive)
+        self.last_saved = update
+        return folder.checkpoint(update)
 
+    def wait(self) -> None:
+        """Until a checkpoint under way in the background is on the disk. Raises UsageError if it could not be."""
+        if (saving := self._saving) is None:
+            return
+        self._saving = None
+        with self._failure_named(saving.update), self._world.together(), _disk_errors():
+            saving.wait()
 
-def finish_saving(run: "Run") -> None:
-    """Waits until a checkpoint under way in the background is on the disk. A collective.
+    def load(self, state: TrainingState, path: Path) -> None:
+        """Brings a newly built state to the one saved in `path`, which has been verified.
 
-    Raises UsageError if it could not be written.
-    """
-    if (saving := run.saving) is None:
-        return
-    run.saving = None
-    with _failure_named(run, saving.update), run.world.together(), _disk_errors():
-        saving.wait()
+        Raises UsageError for a checkpoint of another model, optimizer or format version, and for one whose files,
+        although they are those of its manifest, mean nothing.
+        """
+        existing = optimizer_state.state_tensors(state.optimizer, state.names)
+        elsewhere = set().union(*self._world.gather_objects(set(existing)))
+        with self._world.together(), _legible(path):
+            trainer = read_trainer(path)
+            weights = _plan_weights(state.model, path)
+            saved, folder = trainer["optimizer"], path / STATE_FOLDER
+            tensors = optimizer_state.plan_restore(state.optimizer, state.names, saved, folder, elsewhere)
+            progress = Progress.from_json(trainer["progress"])
+            state.data.load_state_dict(trainer["data"])
+        _read(weights, path, self._world)
+        _read(tensors, path / STATE_FOLDER, self._world)
+        with self._world.together(), _legible(path):
+            optimizer_state.finish_restore(state.optimizer, state.names, saved, tensors)
+            state.progress = progress
+            if self._world.rank < len(trainer["random"]):
+                restore_random_state(trainer["random"][self._world.rank], self._world.device)
+            _log_changes(trainer["config"], self._config)
+        if path.parent.resolve() == self._folder.path.resolve():
+            self.last_saved = progress.update
 
+    def _describe(self, state: TrainingState) -> dict[str, Any]:
+        world = self._world
+        states = world.gather_objects((state.data.state_dict(), random_state(world.device)))
+        return {
+            "format_version": FORMAT_VERSION,
+            "progress": state.progress.to_json(),
+            "optimizer": optimizer_state.describe(state.optimizer, state.names, state.constructed_groups),
+            "data": merge_states([data for data, _ in states]),
+            "random": [random for _, random in states],
+            "config": self._config,
+            "world": {"processes": world.world_size, "parallel": self._config["parallel"]["parallel"]},
+            "versions": {"torch": torch.__version__},
+        }
 
-def _publish(
-    run: "Run",
-    path: Path,
-    update: int,
-    trainer: dict[str, Any],
-    weights: dict[str, Tensor],
-    on_file: Callable[[], None] = lambda: None,
-) -> None:
-    """What the main process writes once all shards of the optimizer state are there."""
-    save_model(run.model, path, run.data.tokenizer, state_dict=weights)
-    (path / STATE_FOLDER / TRAINER).write_text(json.dumps(trainer), encoding="utf-8")
-    run.folder.publish(update, run.config.checkpoint.keep_checkpoints, on_file=on_file)
-    logger.info("checkpoint {}", run.folder.checkpoint(update))
+    def _publish(
+        self,
+        state: TrainingState,
+        path: Path,
+        trainer: dict[str, Any],
+        weights: dict[str, Tensor],
+        on_file: Callable[[], None] = lambda: None,
+    ) -> None:
+        """What the main process writes once all shards of the optimizer state are there."""
+        update = trainer["progress"]["update"]
+        save_model(state.model, path, state.data.tokenizer, state_dict=weights)
+        (path / STATE_FOLDER / TRAINER).write_text(json.dumps(trainer), encoding="utf-8")
+        self._folder.publish(update, self._settings.keep_checkpoints, on_file=on_file)
+        logger.info("checkpoint {}", self._folder.checkpoint(update))
 
-
-def load_checkpoint(run: "Run", path: Path) -> None:
-    """Brings a newly built run to the state saved in `path`, which has been verified. A collective.
-
-    Raises UsageError for a checkpoint of another model, optimizer or format version, and for one whose files,
-    although they are those of its manifest, mean nothing.
-    """
-    state = optimizer_state.state_tensors(run.optimizer, run.names)
-    elsewhere = set().union(*run.world.gather_objects(set(state)))
-    with run.world.together(), _legible(path):
-        trainer = read_trainer(path)
-        weights = _plan_weights(run.model, path)
-        saved = trainer["optimizer"]
-        tensors = optimizer_state.plan_restore(run.optimizer, run.names, saved, path / STATE_FOLDER, elsewhere)
-        progress = Progress.from_json(trainer["progress"])
-        run.data.load_state_dict(trainer["data"])
-    _read(weights, path, run.world)
-    _read(tensors, path / STATE_FOLDER, run.world)
-    with run.world.together(), _legible(path):
-        optimizer_state.finish_restore(run.optimizer, run.names, saved, tensors)
-        run.progress = progress
-        if run.world.rank < len(trainer["random"]):
-            restore_random_state(trainer["random"][run.world.rank], run.world.device)
-        _log_changes(trainer["config"], run.config.to_dict())
+    @contextmanager
+    def _failure_named(self, update: int) -> Iterator[None]:
+        """Says which checkpoint failed, why, and what is left; leaves nothing half-written behind."""
+        try:
+            yield
+        except UsageError as error:
+            folder = self._folder
+            if self._world.is_main:
+                folder.discard(update)
+            raise type(error)(
+                f"--save_dir {folder.path}: the checkpoint of update {update} could not be written ({error}). "
+                f"{folder.last_good()}. Make room or choose another folder, then go on with --continue_from"
+            ) from error
 
 
 def read_trainer(path: Path) -> dict[str, Any]:
@@ -143,21 +182,6 @@ def read_trainer(path: Path) -> dict[str, Any]:
     return trainer
 
 
-def _describe(run: "Run") -> dict[str, Any]:
-    world = run.world
-    states = world.gather_objects((run.data.state_dict(), random_state(world.device)))
-    return {
-        "format_version": FORMAT_VERSION,
-        "progress": run.progress.to_json(),
-        "optimizer": optimizer_state.describe(run.optimizer, run.names, run.constructed_groups),
-        "data": merge_states([data for data, _ in states]),
-        "random": [random for _, random in states],
-        "config": run.config.to_dict(),
-        "world": {"processes": world.world_size, "parallel": run.config.parallel.parallel},
-        "versions": {"torch": torch.__version__},
-    }
-
-
 def _whole_weights(model: nn.Module, world: World, copy: bool) -> dict[str, Tensor]:
     """The unsharded weights, on the CPU of the main process only; copy: in memory that no update changes."""
     from torch.distributed.tensor import DTensor
@@ -170,17 +194,16 @@ def _whole_weights(model: nn.Module, world: World, copy: bool) -> dict[str, Tens
     return weights
 
 
-def _write_optimizer(run: "Run", path: Path) -> None:
+def _write_tensors(tensors: dict[str, Tensor], path: Path, world: World) -> None:
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
-    tensors = _unshared(optimizer_state.state_tensors(run.optimizer, run.names))
     if not tensors:
         return
     with warnings.catch_warnings(), storage_failures():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         writer = HuggingFaceStorageWriter(str(path), save_distributed=True)
-        dcp.save(tensors, storage_writer=writer, no_dist=run.world.world_size == 1)
+        dcp.save(tensors, storage_writer=writer, no_dist=world.world_size == 1)
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -233,7 +256,7 @@ def _read(targets: dict[str, Tensor], path: Path, world: World) -> None:
         raise AgreedError(_unusable(path, reason, f"process {rank}: ")) from error
 
 
-def _log_changes(before: dict[str, Any], after: dict[str, Any]) -> None:
+def _log_changes(before: dict[str, Any], after: Mapping[str, Any]) -> None:
     for section, values in json.loads(json.dumps(after)).items():
         for name, value in values.items():
             old = before.get(section, {}).get(name)
@@ -263,18 +286,3 @@ def _disk_errors() -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise UsageError(str(error)) from error
-
-
-@contextmanager
-def _failure_named(run: "Run", update: int) -> Iterator[None]:
-    """Says which checkpoint failed, why, and what is left; leaves nothing half-written behind."""
-    try:
-        yield
-    except UsageError as error:
-        folder = run.folder
-        if run.world.is_main:
-            folder.discard(update)
-        raise type(error)(
-            f"--save_dir {folder.path}: the checkpoint of update {update} could not be written ({error}). "
-            f"{folder.last_good()}. Make room or choose another folder, then go on with --continue_from"
-        ) from error

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peft_pretraining.checkpoint import CheckpointConfig
+from peft_pretraining.checkpoint.config import CheckpointConfig
 from peft_pretraining.cli.resolve import give_way, resolve
 from peft_pretraining.data import DataConfig
 from peft_pretraining.distributed.config import ParallelConfig

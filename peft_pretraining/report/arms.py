@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from peft_pretraining.checkpoint import CheckpointConfig
+from peft_pretraining.checkpoint.config import CheckpointConfig
 from peft_pretraining.distributed.config import ParallelConfig
 from peft_pretraining.report.runs import RunRecord
 from peft_pretraining.tracking.config import LoggingConfig

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,30 +17,50 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """loss: nats a token. tokens: scored ones, of all processes. bits_per_byte: of their text in UTF-8."""
+    """loss: nats per token. tokens: scored ones, of all processes. bits_per_byte: of their text in UTF-8.
+
+    published: whether the loss carries the bias of the published harness.
+    """
 
     loss: float
     tokens: int
     bits_per_byte: float
+    published: bool = False
 
     @property
     def perplexity(self) -> float:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
+    def columns(self) -> dict[str, Any]:
+        """As they stand in metrics.jsonl and summary.json."""
+        columns = {
+            "eval_loss": self.loss,
+            "eval_perplexity": self.perplexity,
+            "eval_tokens": self.tokens,
+            "eval_bits_per_byte": self.bits_per_byte,
+        }
+        return columns | ({"eval_published": True} if self.published else {})
+
 
 def evaluate(run: "Run") -> Evaluation | None:
-    """Evaluates the run's model on its fixed tokens. A collective.
+    """Evaluates the run's model on its fixed tokens, and notes the result in the run's progress. A collective.
 
     Returns None, and has the run stop, if a process was asked to stop meanwhile.
     """
+    published = run.config.training.evaluation == "published"
     result = evaluate_batches(
         run.model,
         run.data.evaluation_batches(run.config.training.batch_size),
         run.world,
-        published=run.config.training.evaluation == "published",
-        abandon=lambda: run.stop.requested,
+        published=published,
+        abandon=run.vote_to_stop,
     )
-    run.stopping = run.stopping or result is None
+    if result is None:
+        run.count_votes(1)
+        return None
+    progress = run.progress
+    progress.evaluated_at = progress.update
+    progress.evaluation = {"update_step": progress.update, **result.columns()}
     return result
 
 
@@ -71,7 +91,7 @@ def evaluate_batches(
     published_loss = sums[3] / (sums[4] + 1) / world.world_size
     loss, tokens, size, biased = world.all_reduce(torch.stack([*sums[:3], published_loss])).tolist()
     exact = loss / max(tokens, 1)
-    return Evaluation(biased if published else exact, int(tokens), loss / math.log(2) / max(size, 1))
+    return Evaluation(biased if published else exact, int(tokens), loss / math.log(2) / max(size, 1), published)
 
 
 def _anyone(wants: bool, world: World) -> bool:

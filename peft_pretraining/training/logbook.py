@@ -75,7 +75,6 @@ class Logbook:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._bar.close()
-        self._run.data.close()
         self._metrics.close()
         self._tracker.finish(exit_status=0 if error is None else 1)
 
@@ -117,28 +116,17 @@ class Logbook:
         """Reports an evaluation; None is one that was given up because the run is asked to stop."""
         if result is None:
             return
-        record: Record = {
-            "update_step": self._run.progress.update,
-            "eval_loss": result.loss,
-            "eval_perplexity": result.perplexity,
-            "eval_tokens": result.tokens,
-            "eval_bits_per_byte": result.bits_per_byte,
-        }
-        biased = self._run.config.training.evaluation == "published"
-        if biased:
-            record["eval_published"] = True
-        self._run.progress.evaluated_at = self._run.progress.update
-        self._run.progress.evaluation = record
         if self._run.world.is_main:
-            self._write(record)
+            update = self._run.progress.update
+            self._write({"update_step": update, **result.columns()})
             logger.info(
                 "update {}: evaluation loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte, {:,} tokens{}",
-                record["update_step"],
+                update,
                 result.loss,
                 result.perplexity,
                 result.bits_per_byte,
                 result.tokens,
-                " (loss biased as published)" if biased else "",
+                " (loss biased as published)" if result.published else "",
             )
 
     def summarize(self, checkpoint: "Path") -> None:

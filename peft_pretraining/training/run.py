@@ -8,18 +8,17 @@ from pathlib import Path
 
 import torch
 from loguru import logger
-from torch import Tensor
 
 from optimizers import build_optimizer
 from optimizers.engine.distributed import replicate
 from optimizers.engine.optimizer import EngineOptimizer
 from peft_pretraining.atomic_write import write_atomically
-from peft_pretraining.checkpoint import load_checkpoint
-from peft_pretraining.checkpoint.background import BackgroundSave
 from peft_pretraining.checkpoint.find import choose_folder, find_checkpoint
-from peft_pretraining.checkpoint.optimizer_state import Groups, group_values, parameter_names
+from peft_pretraining.checkpoint.optimizer_state import group_values, parameter_names
 from peft_pretraining.checkpoint.progress import Progress
 from peft_pretraining.checkpoint.rng import prepare_randomness
+from peft_pretraining.checkpoint.state import TrainingState
+from peft_pretraining.checkpoint.store import Checkpoints
 from peft_pretraining.data import TrainingData, build_data
 from peft_pretraining.distributed.parallelize import parallelize, shards
 from peft_pretraining.distributed.world import World
@@ -34,29 +33,37 @@ from peft_pretraining.training.schedule import Schedule, build_schedule
 
 @dataclass
 class Run:
-    """What training, evaluation and checkpoints work on.
+    """What training and evaluation work on.
 
-    names: the name of every parameter that is trained. constructed_groups: the optimizer's settings before
-    its first update. last_saved: the update of the newest checkpoint in the run folder, or under way to it.
-    saving: the checkpoint under way in the background. details: of the main process, where they are asked for.
-    stopping: whether all processes have agreed to stop after the current update.
+    state: what updates change. details: of the main process, where they are asked for. stopping: whether all processes
+    have agreed to stop after the current update.
     """
 
     config: RunConfig
     world: World
     stop: StopSignals
     folder: RunFolder
-    model: PretrainingLlama
-    data: TrainingData
-    optimizer: torch.optim.Optimizer
+    state: TrainingState
     schedule: Schedule
-    names: dict[Tensor, str]
-    constructed_groups: Groups
-    progress: Progress
-    last_saved: int | None = None
-    saving: BackgroundSave | None = None
+    checkpoints: Checkpoints
     details: Details | None = None
     stopping: bool = False
+
+    @property
+    def model(self) -> PretrainingLlama:
+        return self.state.model
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self.state.optimizer
+
+    @property
+    def data(self) -> TrainingData:
+        return self.state.data
+
+    @property
+    def progress(self) -> Progress:
+        return self.state.progress
 
     @property
     def updates(self) -> int:
@@ -91,6 +98,18 @@ class Run:
     def checkpoint_due(self) -> bool:
         return self.stopping or self.due(self.config.checkpoint.save_every)
 
+    def save(self) -> Path:
+        """Writes a checkpoint of the current update. A collective. Raises UsageError where it cannot be written."""
+        return self.checkpoints.save(self.state, last=self.stopping or self.progress.update >= self.updates)
+
+    def vote_to_stop(self) -> bool:
+        """Whether this process was asked to stop. The one place that looks at its signals."""
+        return self.stop.requested
+
+    def count_votes(self, votes: float) -> None:
+        """Takes note of how many processes were asked to stop, once all of them know: one is enough."""
+        self.stopping = self.stopping or votes > 0
+
 
 @contextmanager
 def run_folder(config: RunConfig, world: World) -> Iterator[RunFolder]:
@@ -112,9 +131,7 @@ def restore_or_start(config: RunConfig, world: World, stop: StopSignals, folder:
     prepare_randomness(config.training.seed, config.training.deterministic, world.rank)
     run = _build(config, world, stop, folder)
     if source is not None:
-        load_checkpoint(run, source)
-        if source.parent.resolve() == folder.path.resolve():
-            run.last_saved = run.progress.update
+        run.checkpoints.load(run.state, source)
         logger.info("continuing from {}, update {} of {}", source, run.progress.update, run.updates)
     with world.together():
         if world.is_main:
@@ -127,7 +144,7 @@ def restore_or_start(config: RunConfig, world: World, stop: StopSignals, folder:
 def _watch(run: Run) -> Details:
     training = run.config.training
     warn_of_gaps(run.optimizer, run.replicated, training.grad_clipping > 0, training.gradient_accumulation or 1)
-    return Details(run.optimizer, run.names, run.config.logging.details_every)
+    return Details(run.optimizer, run.state.names, run.config.logging.details_every)
 
 
 def _find(config: RunConfig, world: World, folder: RunFolder) -> Path | None:
@@ -166,13 +183,9 @@ def _build(config: RunConfig, world: World, stop: StopSignals, folder: RunFolder
         world=world,
         stop=stop,
         folder=folder,
-        model=model,
-        data=data,
-        optimizer=optimizer,
+        state=TrainingState(model, optimizer, parameter_names(model, optimizer), group_values(optimizer), data),
         schedule=build_schedule(config.schedule, training.num_training_steps),
-        names=parameter_names(model, optimizer),
-        constructed_groups=group_values(optimizer),
-        progress=Progress(),
+        checkpoints=Checkpoints(folder, world, config.checkpoint, config.to_dict()),
     )
 
 

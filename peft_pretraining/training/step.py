@@ -139,9 +139,9 @@ def _update_weights(run: "Run", loss_sum: Tensor, clock: PhaseClock) -> tuple[fl
     world, optimizer, clipping = run.world, run.optimizer, run.config.training.grad_clipping
     norm = None if run.updates_in_backward else gradient_norm(optimizer, world)
     finite = torch.ones_like(loss_sum) if norm is None else norm.isfinite().to(loss_sum)
-    facts = torch.stack([loss_sum, 1 - finite, torch.full_like(finite, run.stop.requested)])
+    facts = torch.stack([loss_sum, 1 - finite, torch.full_like(finite, run.vote_to_stop())])
     loss, bad, stops = _sum(run, facts, clock).tolist()
-    run.stopping = stops > 0
+    run.count_votes(stops)
     if norm is None:
         if math.isfinite(loss):
             optimizer.step()

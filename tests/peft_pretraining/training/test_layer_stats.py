@@ -52,17 +52,17 @@ def test_every_layer_is_reported_when_it_is_due(tmp_path: Path) -> None:
 )
 def test_the_norms_are_those_of_the_weights_before_and_after(tmp_path: Path, method: tuple[str, ...]) -> None:
     with built(tmp_path / "run", *method, *DETAILS, "--grad_clipping", "1") as run:
-        before = {name: p.detach().clone() for p, name in run.names.items()}
+        before = {name: p.detach().clone() for p, name in run.state.names.items()}
         figures = train_step(run).details
-        for param, name in run.names.items():
+        for param, name in run.state.names.items():
             change, short = param.detach() - before[name], name.removeprefix("model.").removesuffix(".weight")
             assert figures[f"update_norm/{short}"] == pytest.approx(float(change.norm()), rel=1e-4, abs=1e-9)
             assert figures[f"weight_norm/{short}"] == pytest.approx(float(param.detach().norm()), rel=1e-5)
-        whole = torch.cat([(p.detach() - before[name]).flatten() for p, name in run.names.items()])
+        whole = torch.cat([(p.detach() - before[name]).flatten() for p, name in run.state.names.items()])
         assert figures["update_norm/total"] == pytest.approx(float(whole.norm()), rel=1e-4)
         squares = [
             figures[f"gradient_rms/{name.removeprefix('model.').removesuffix('.weight')}"] ** 2 * p.numel()
-            for p, name in run.names.items()
+            for p, name in run.state.names.items()
         ]
         if "--per_layer" not in method:
             assert sum(squares) ** 0.5 <= 1 + 1e-4, "what the method sees is clipped"
@@ -138,7 +138,7 @@ def test_what_cannot_be_is_refused_by_name(tmp_path: Path, more: tuple[str, ...]
 def test_the_summary_states_the_bytes_of_the_state(tmp_path: Path) -> None:
     with built(tmp_path / "run", *PROJECTED) as run:
         expected = run.optimizer.state_bytes()  # type: ignore[attr-defined]
-        elements = sum(p.numel() for p in run.names)
+        elements = sum(p.numel() for p in run.state.names)
     for name, method in (("galore", PROJECTED), ("adamw", ("--optimizer", "adamw"))):
         assert train_here(tmp_path / name, *method, updates=2) == 0
     found = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("galore", "adamw")]
