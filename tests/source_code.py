@@ -43,16 +43,32 @@ def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def imports(path: Path) -> Iterator[Import]:
-    """Every import of a file, relative ones made absolute; those for type checkers alone are left out."""
+def imports(path: Path, typing: bool = False) -> Iterator[Import]:
+    """Every import of a file, relative ones made absolute; those for type checkers alone only with `typing`."""
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
-    for node, nested in _walk(tree(path), False):
+    for node, nested in _walk(tree(path), False, typing):
         if isinstance(node, ast.Import):
             yield from (Import(alias.name, nested) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             module = ".".join(part for part in (base, node.module) if part)
             yield from (Import(f"{module}.{alias.name}", nested) for alias in node.names)
+
+
+def imported_files(path: Path) -> set[Path]:
+    """The repository's files that a file imports anywhere, for type checkers too."""
+    return {found for each in imports(path, typing=True) if (found := _file_of(each.module)) is not None} - {path}
+
+
+def _file_of(module: str) -> Path | None:
+    """Where a module, or a name in one, is written."""
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        place = ROOT.joinpath(*parts[:length])
+        for file in (place.with_suffix(".py"), place / "__init__.py"):
+            if file.is_file():
+                return file
+    return None
 
 
 def docstrings(path: Path) -> set[int]:
@@ -64,10 +80,10 @@ def docstrings(path: Path) -> set[int]:
     }
 
 
-def _walk(node: ast.AST, nested: bool) -> Iterator[tuple[ast.AST, bool]]:
+def _walk(node: ast.AST, nested: bool, typing: bool) -> Iterator[tuple[ast.AST, bool]]:
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test) and not typing:
             continue
         inside = nested or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         yield child, inside
-        yield from _walk(child, inside)
+        yield from _walk(child, inside, typing)

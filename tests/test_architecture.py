@@ -2,21 +2,77 @@
 
 import ast
 import re
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 from optimizers.engine import registry
-from tests.source_code import docstrings, files, imports, name, tree
+from tests.source_code import ROOT, docstrings, files, imported_files, imports, name, tree
 
 HARNESS = files("peft_pretraining", "torchrun_main.py")
 OPTIMIZERS = files("optimizers")
 ABOVE = {"peft_pretraining": ("torchrun_main",), "optimizers": ("torchrun_main", "peft_pretraining")}
 OUTSIDE = ("benchmarks", "tests", "scripts")
+TOP = ROOT / "peft_pretraining" / "__init__.py"
+COMMANDS = sorted(path.name for path in ROOT.glob("*.py"))
+# The floors of the house, from the ground up. A room is a folder, or a file that lies in none; it uses the rooms below.
+FLOORS = (
+    ("optimizers", "peft_pretraining/errors.py", "peft_pretraining/console.py", "peft_pretraining/atomic_write.py"),
+    ("peft_pretraining/flags", "peft_pretraining/run_folder"),
+    ("peft_pretraining/model", "peft_pretraining/distributed", "peft_pretraining/data", "peft_pretraining/tracking"),
+    ("peft_pretraining/checkpoint",),
+    ("peft_pretraining/training",),
+    ("peft_pretraining/cli",),
+    (
+        "peft_pretraining/report",
+        "peft_pretraining/sweep",
+        "peft_pretraining/memory",
+        "peft_pretraining/finetuning",
+        "peft_pretraining/generate.py",
+        "peft_pretraining/launch.py",
+        *COMMANDS,
+    ),
+    ("benchmarks",),
+)
 
 
 def method_files() -> dict[str, Path]:
     return {path.stem: path for path in OPTIMIZERS if path.parent.name == "optimizers" and path.stem != "__init__"}
+
+
+def room(path: Path) -> tuple[int, str]:
+    """The floor, from 0, and the room a file belongs to."""
+    place = name(path)
+    for floor, rooms in enumerate(FLOORS):
+        for each in rooms:
+            if place == each or place.startswith(f"{each}/"):
+                return floor, each
+    raise AssertionError(f"{place} belongs to no room: give it a place among FLOORS")
+
+
+def test_rooms_use_what_lies_below_them() -> None:
+    """Imports for type checkers count: what a file cannot be read without is used."""
+    assert len(FLOORS) <= 8
+    wrong = []
+    for path in files("optimizers", "peft_pretraining", "benchmarks", *COMMANDS):
+        if path == TOP:
+            continue
+        floor, own = room(path)
+        for used in imported_files(path):
+            below, other = (0, own) if used == TOP or name(used).startswith("tests/") else room(used)
+            # A command may start with what another one does.
+            if other != own and below >= floor and own not in COMMANDS:
+                wrong.append(f"{name(path)} (floor {floor + 1}) imports {name(used)} (floor {below + 1})")
+    assert wrong == []
+
+
+def test_no_circle_of_imports() -> None:
+    graph = {path: imported_files(path) for path in files("peft_pretraining", "benchmarks", *COMMANDS)}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        raise AssertionError(" -> ".join(map(name, error.args[1]))) from error
 
 
 @pytest.mark.parametrize("package", ABOVE)
