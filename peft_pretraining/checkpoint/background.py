@@ -1,22 +1,17 @@
 """Saving while training goes on: the state is copied first, then written by threads."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as StillRunning
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from safetensors import SafetensorError
 from torch import Tensor
 
+from peft_pretraining.checkpoint.tensors import storage_failures
 from peft_pretraining.distributed.world import World
-from peft_pretraining.errors import UsageError
-
-_SIGN_OF_LIFE_SECONDS = 1.0
 
 
 class BackgroundSave:
@@ -37,11 +32,8 @@ class BackgroundSave:
 
     def wait(self) -> None:
         """Returns when the checkpoint is on the disk. Raises UsageError or OSError if it cannot be written."""
-        while True:
-            try:
-                return self._done.result(_SIGN_OF_LIFE_SECONDS)
-            except StillRunning:
-                self._world.arrive()
+        with self._world.working("writes a checkpoint"):
+            self._done.result()
 
     def _finish(self, written: Future | None) -> None:
         with storage_failures():
@@ -70,18 +62,3 @@ def _start(tensors: dict[str, Tensor], path: Path, world: World) -> Future:
 def _own_group(world: World) -> Any:
     """A process group for collectives beside those of training; None in one process."""
     return dist.new_group(backend="gloo") if world.world_size > 1 else None
-
-
-@contextmanager
-def storage_failures() -> Iterator[None]:
-    """Turns a failure of the file system on any process into a UsageError that names the process."""
-    from torch.distributed.checkpoint.api import CheckpointException
-
-    try:
-        yield
-    except CheckpointException as error:
-        # It derives from BaseException and holds the failures of every rank.
-        rank, (reason, _) = next(iter(error.failures.items()))
-        if not isinstance(reason, OSError | SafetensorError):
-            raise
-        raise UsageError(f"process {rank}: {reason}") from error

@@ -9,8 +9,7 @@ on several machines needs a file system that they share.
 """
 
 import json
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial as partial_function
 from pathlib import Path
@@ -22,13 +21,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from peft_pretraining.checkpoint import optimizer_state
-from peft_pretraining.checkpoint.background import BackgroundSave, storage_failures
+from peft_pretraining.checkpoint.background import BackgroundSave
 from peft_pretraining.checkpoint.config import CheckpointConfig
 from peft_pretraining.checkpoint.progress import Progress
 from peft_pretraining.checkpoint.rng import random_state, restore_random_state
 from peft_pretraining.checkpoint.state import TrainingState
+from peft_pretraining.checkpoint.tensors import read_tensors, unshared, unusable, write_tensors
 from peft_pretraining.data import merge_states
-from peft_pretraining.distributed.world import AgreedError, World
+from peft_pretraining.distributed.world import World
 from peft_pretraining.errors import UsageError
 from peft_pretraining.model.export import save_model
 from peft_pretraining.run_folder.layout import STATE_FOLDER, TRAINER, RunFolder
@@ -72,15 +72,16 @@ class Checkpoints:
                 (path / STATE_FOLDER).mkdir(exist_ok=True)
             trainer, weights = self._describe(state), _whole_weights(state.model, world, copy=later)
             publish = partial_function(self._publish, state, path, trainer, weights)
-            tensors = _unshared(optimizer_state.state_tensors(state.optimizer, state.names))
+            tensors = unshared(optimizer_state.state_tensors(state.optimizer, state.names))
             if later:
                 publish_here = publish if world.is_main else None
                 self._saving = BackgroundSave(update, tensors, path / STATE_FOLDER, publish_here, world)
             else:
-                _write_tensors(tensors, path / STATE_FOLDER, world)
+                write_tensors(tensors, path / STATE_FOLDER, world)
                 with world.together(), _disk_errors():
                     if world.is_main:
-                        publish(on_file=world.arrive)
+                        with world.working("writes a checkpoint"):
+                            publish()
         self.last_saved = update
         return folder.checkpoint(update)
 
@@ -107,8 +108,8 @@ class Checkpoints:
             tensors = optimizer_state.plan_restore(state.optimizer, state.names, saved, folder, elsewhere)
             progress = Progress.from_json(trainer["progress"])
             state.data.load_state_dict(trainer["data"])
-        _read(weights, path, self._world)
-        _read(tensors, path / STATE_FOLDER, self._world)
+        read_tensors(weights, path, self._world)
+        read_tensors(tensors, path / STATE_FOLDER, self._world)
         with self._world.together(), _legible(path):
             optimizer_state.finish_restore(state.optimizer, state.names, saved, tensors)
             state.progress = progress
@@ -138,13 +139,12 @@ class Checkpoints:
         path: Path,
         trainer: dict[str, Any],
         weights: dict[str, Tensor],
-        on_file: Callable[[], None] = lambda: None,
     ) -> None:
         """What the main process writes once all shards of the optimizer state are there."""
         update = trainer["progress"]["update"]
         save_model(state.model, path, state.data.tokenizer, state_dict=weights)
         (path / STATE_FOLDER / TRAINER).write_text(json.dumps(trainer), encoding="utf-8")
-        self._folder.publish(update, self._settings.keep_checkpoints, on_file=on_file)
+        self._folder.publish(update, self._settings.keep_checkpoints)
         logger.info("checkpoint {}", self._folder.checkpoint(update))
 
     @contextmanager
@@ -194,29 +194,6 @@ def _whole_weights(model: nn.Module, world: World, copy: bool) -> dict[str, Tens
     return weights
 
 
-def _write_tensors(tensors: dict[str, Tensor], path: Path, world: World) -> None:
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint import HuggingFaceStorageWriter
-
-    if not tensors:
-        return
-    with warnings.catch_warnings(), storage_failures():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        writer = HuggingFaceStorageWriter(str(path), save_distributed=True)
-        dcp.save(tensors, storage_writer=writer, no_dist=world.world_size == 1)
-
-
-def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of tensors that share memory with another (8-bit code tables do): safetensors refuses them."""
-    seen: set[int] = set()
-    separate = {}
-    for name, tensor in tensors.items():
-        memory = getattr(tensor, "_local_tensor", tensor).untyped_storage().data_ptr()
-        separate[name] = tensor.clone() if memory in seen else tensor
-        seen.add(memory)
-    return separate
-
-
 def _plan_weights(model: nn.Module, path: Path) -> dict[str, Tensor]:
     """The model's own tensors by name, after a check that `path` holds the same ones."""
     from torch.distributed.checkpoint import HuggingFaceStorageReader
@@ -238,24 +215,6 @@ def _plan_weights(model: nn.Module, path: Path) -> dict[str, Tensor]:
     return targets
 
 
-def _read(targets: dict[str, Tensor], path: Path, world: World) -> None:
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint import HuggingFaceStorageReader
-    from torch.distributed.checkpoint.api import CheckpointException
-
-    if not targets:
-        return
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            reader = HuggingFaceStorageReader(str(path))
-            dcp.load(dict(targets), storage_reader=reader, no_dist=world.world_size == 1)
-    except CheckpointException as error:
-        # It derives from BaseException, holds the failures of every rank, and is raised on all of them.
-        rank, (reason, _) = next(iter(error.failures.items()))
-        raise AgreedError(_unusable(path, reason, f"process {rank}: ")) from error
-
-
 def _log_changes(before: dict[str, Any], after: Mapping[str, Any]) -> None:
     for section, values in json.loads(json.dumps(after)).items():
         for name, value in values.items():
@@ -272,12 +231,7 @@ def _legible(path: Path) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(_unusable(path, error)) from error
-
-
-def _unusable(path: Path, reason: BaseException, where: str = "") -> str:
-    detail = next(iter(str(reason).strip().splitlines()), "")[:200]
-    return f"--continue_from {path}: its content is unusable ({where}{type(reason).__name__}: {detail})"
+        raise UsageError(unusable(path, error)) from error
 
 
 @contextmanager

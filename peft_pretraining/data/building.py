@@ -3,9 +3,8 @@
 import hashlib
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import torch.distributed as dist
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from peft_pretraining.data.builtin_tokenizer import builtin_tokenizer
 from peft_pretraining.data.config import DEFAULT_HUB_TOKENIZER, DataConfig
@@ -23,6 +22,26 @@ _MOST_WORKERS = 4
 _CORES_PER_WORKER = 4
 
 
+class Processes(Protocol):
+    """What the data asks of the processes that share a run, as `distributed.world.World` answers it."""
+
+    def on_main(self, make: Callable[[], Value], work: str) -> Value:
+        """What rank 0 makes, on every process; a UsageError on all of them where it meets one."""
+
+    def working(self, work: str) -> AbstractContextManager[None]:
+        """Around minutes of work of this process, for which the others wait."""
+
+
+class Alone:
+    """`Processes` of one process."""
+
+    def on_main(self, make: Callable[[], Value], work: str) -> Value:
+        return make()
+
+    def working(self, work: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
 def build_data(
     config: DataConfig,
     *,
@@ -31,18 +50,21 @@ def build_data(
     global_batch: int,
     rank: int = 0,
     world_size: int = 1,
+    processes: Processes | None = None,
     seed: int = 0,
 ) -> TrainingData:
     """The data of one rank.
 
     batch_size: sequences of a micro-batch. global_batch: sequences of an update over all ranks and
-    micro-batches. seed: of the order, where --data_seed is not given. Where there is a process group this is a
-    collective: only rank 0 asks the hub. Raises UsageError.
+    micro-batches. seed: of the order, where --data_seed is not given. processes: those of the run, if there are
+    several; with them this is a collective, and only rank 0 asks the hub. Raises UsageError.
     """
+    processes = processes or Alone()
     share = Share(batch_size, global_batch, rank, world_size)
-    corpus, tokenizer = _from_first_rank(lambda: _find(config, vocab_size), rank, world_size)
+    corpus, tokenizer = processes.on_main(lambda: _find(config, vocab_size), "prepares the data")
     if config.dataset == "builtin" and rank:
-        corpus = _own_copy(config, corpus)
+        with processes.working("prepares the data"):
+            corpus = _own_copy(config, corpus)
     encoder = Encoder(tokenizer, vocab_size)
     order = {
         "dataset": config.dataset if config.dataset in ("c4", "builtin") else "files",
@@ -63,22 +85,6 @@ def _find(config: DataConfig, vocab_size: int) -> tuple[Corpus, "PreTrainedToken
     if name == "builtin":
         return corpus, check_tokenizer(builtin_tokenizer(vocab_size), name, vocab_size)
     return corpus, load_tokenizer(name, vocab_size, config.data_timeout)
-
-
-def _from_first_rank(make: Callable[[], Value], rank: int, world_size: int) -> Value:
-    """What rank 0 makes, or the UsageError it meets, on every rank."""
-    if world_size == 1 or not dist.is_initialized():
-        return make()
-    outcome: list[Any] = [None, None]
-    if rank == 0:
-        try:
-            outcome[0] = make()
-        except UsageError as error:
-            outcome[1] = str(error)
-    dist.broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise UsageError(outcome[1])
-    return outcome[0]  # type: ignore[no-any-return]
 
 
 def _own_copy(config: DataConfig, expected: Corpus) -> Corpus:

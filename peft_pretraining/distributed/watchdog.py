@@ -3,6 +3,8 @@
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -21,7 +23,7 @@ class Watchdog:
 
     Collectives give no hint at who is missing (NCCL hangs, gloo names a socket), and torchrun sees only
     processes that have ended. When no process has arrived anywhere for `timeout` seconds, each one logs the
-    ranks that stand still and exits with status 1.
+    ranks that stand still and exits with status 1. Long work between collectives (`working`) counts as arriving.
     """
 
     def __init__(self, store: dist.Store, rank: int, world_size: int, timeout: float) -> None:
@@ -30,6 +32,8 @@ class Watchdog:
         self._world_size = world_size
         self._timeout = timeout
         self._arrivals = 0
+        self._work: list[str] = []
+        self._work_said = 0.0
         self._since = time.monotonic()
         self._seen: list[int] | None = None
         self._ended = threading.Event()
@@ -41,6 +45,29 @@ class Watchdog:
         self._arrivals += 1
         self._seen = None
         self._since = time.monotonic()
+
+    @contextmanager
+    def working(self, work: str) -> Iterator[None]:
+        """While the body runs, this process goes on, for minutes if need be; the log says so once in `timeout`.
+
+        work: as in "rank 0 still ...": "verifies the checkpoint". What cannot end by itself needs a limit of its own.
+        """
+        self.arrive()
+        self._work.append(work)
+        self._work_said = time.monotonic()
+        try:
+            yield
+        finally:
+            self._work.remove(work)
+            self.arrive()
+
+    def _go_on_working(self) -> None:
+        if not (work := self._work[-1:]):
+            return
+        self.arrive()
+        if time.monotonic() - self._work_said >= self._timeout:
+            self._work_said = time.monotonic()
+            logger.warning("rank {} still {} after {:g} s; the others wait", self._rank, work[0], self._timeout)
 
     def __enter__(self) -> Self:
         self._post()
@@ -71,6 +98,7 @@ class Watchdog:
         pause = min(_SIGN_OF_LIFE_SECONDS, self._timeout / 4)
         while not self._ended.wait(pause):
             try:
+                self._go_on_working()
                 self._post()
                 if self._nothing_moves():
                     self._end(f"{self._missing(f'{self._timeout:g} s')}; the job ends (--dist_timeout)")

@@ -1,11 +1,11 @@
 """Devices and processes: the session a run happens in, and what its processes do together."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -41,6 +41,22 @@ class World:
         """Tells the others, without waiting, that this process goes on (see `Watchdog`)."""
         if self.watchdog is not None:
             self.watchdog.arrive()
+
+    def working(self, work: str) -> AbstractContextManager[None]:
+        """Around minutes of work without collectives: not one itself, it keeps the others waiting (see `Watchdog`)."""
+        return nullcontext() if self.watchdog is None else self.watchdog.working(work)
+
+    def on_main(self, make: Callable[[], Value], work: str) -> Value:
+        """What rank 0 makes, on every process; AgreedError on all of them where it meets a UsageError.
+
+        work: what rank 0 does meanwhile, as in "rank 0 still ...", for however long it takes.
+        """
+        made: Any = None
+        with self.together():
+            if self.is_main:
+                with self.working(work):
+                    made = make()
+        return cast(Value, self.from_main(made))
 
     def barrier(self) -> None:
         self.gather_objects(None)

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,10 +69,10 @@ class RunFolder:
         """Deletes what was written into the folder that `begin` gave, if anything."""
         shutil.rmtree(self._partial(update), ignore_errors=True)
 
-    def publish(self, update: int, keep: int, on_file: Callable[[], None]) -> Path:
+    def publish(self, update: int, keep: int) -> Path:
         """Turns the folder that `begin` gave into a checkpoint, at once or not at all; keeps the newest."""
         partial, final = self._partial(update), self.checkpoint(update)
-        write_manifest(partial, on_file)
+        write_manifest(partial)
         os.rename(partial, final)
         sync(self.path)
         for _, old in self.checkpoints()[keep:]:

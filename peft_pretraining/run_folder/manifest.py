@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,13 +38,13 @@ def verify(checkpoint: Path) -> None:
             raise DamagedCheckpoint(f"the checksum of {name} differs")
 
 
-def write_manifest(checkpoint: Path, on_file: Callable[[], None]) -> None:
+def write_manifest(checkpoint: Path) -> None:
+    """Brings every file to the disk, and the manifest that names it."""
     paths = sorted(_files(checkpoint))
     entries = {}
     with ThreadPoolExecutor() as pool:
         for path, digest in zip(paths, pool.map(_sync_and_hash, paths), strict=True):
             entries[str(path.relative_to(checkpoint))] = {"bytes": path.stat().st_size, "sha256": digest}
-            on_file()
     manifest = checkpoint / MANIFEST
     manifest.write_text(json.dumps({"files": entries}, indent=1), encoding="utf-8")
     _sync_and_hash(manifest)

@@ -148,9 +148,7 @@ def _watch(run: Run) -> Details:
 
 
 def _find(config: RunConfig, world: World, folder: RunFolder) -> Path | None:
-    with world.together():
-        source = find_checkpoint(config.checkpoint, folder) if world.is_main else None
-    return world.from_main(source)
+    return world.on_main(lambda: find_checkpoint(config.checkpoint, folder), "looks for a valid checkpoint")
 
 
 def _build(config: RunConfig, world: World, stop: StopSignals, folder: RunFolder) -> Run:
@@ -167,6 +165,7 @@ def _build(config: RunConfig, world: World, stop: StopSignals, folder: RunFolder
         global_batch=training.total_batch_size,
         rank=world.rank,
         world_size=world.world_size,
+        processes=world,
         seed=training.seed,
     )
     parallelize(model, config.parallel, world)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_pretraining.data import DataConfig, TrainingData, Update, build_data, merge_states
+from peft_pretraining.data.building import Processes
 
 VOCABULARY = 600
 GLOBAL_BATCH = 8
@@ -60,7 +61,7 @@ def save_tokenizer(folder: Path) -> Path:
     return folder
 
 
-def open_data(rank: int = 0, world_size: int = 1, **flags: Any) -> TrainingData:
+def open_data(rank: int = 0, world_size: int = 1, processes: Processes | None = None, **flags: Any) -> TrainingData:
     """One rank's data. Updates of `global_batch` sequences, `batch_size` at a time unless that does not divide."""
     global_batch = flags.pop("global_batch", GLOBAL_BATCH)
     batch_size = flags.pop("batch_size", 1)
@@ -72,6 +73,7 @@ def open_data(rank: int = 0, world_size: int = 1, **flags: Any) -> TrainingData:
         global_batch=global_batch,
         rank=rank,
         world_size=world_size,
+        processes=processes,
     )
 
 

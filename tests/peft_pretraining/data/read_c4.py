@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from peft_pretraining.data import DataError, merge_states
+from peft_pretraining.distributed.world import World
 from peft_pretraining.errors import UsageError
 from tests.peft_pretraining.data.corpora import Ranks, digest, open_data
 
@@ -35,7 +37,8 @@ def together(updates: int, flags: dict[str, Any]) -> dict[str, Any]:
         dist.all_gather_object(values, value)
         return values
 
-    data = open_data(dist.get_rank(), world_size, dataset="c4", **flags)
+    world = World(torch.device("cpu"), dist.get_rank(), world_size)
+    data = open_data(world.rank, world_size, world, dataset="c4", **flags)
     digests = [digest(gathered(next(data))) for _ in range(updates)]
     state = merge_states(gathered(data.state_dict()))
     tokens = sum(gathered(sum(int(batch.lengths.sum()) for batch in data.evaluation_batches(4))))

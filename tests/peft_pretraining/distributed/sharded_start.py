@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from peft_pretraining.checkpoint.rng import prepare_randomness
-from peft_pretraining.distributed.world import ParallelConfig, World, parallelize, session
+from peft_pretraining.distributed.config import ParallelConfig
+from peft_pretraining.distributed.parallelize import parallelize
+from peft_pretraining.distributed.world import World, session
 from peft_pretraining.model import llama
 from peft_pretraining.model.llama import ModelConfig, build_model, initialise
 

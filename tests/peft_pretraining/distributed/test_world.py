@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from peft_pretraining.distributed.config import ParallelConfig
 from peft_pretraining.distributed.world import AgreedError, World, session
 from peft_pretraining.errors import UsageError
-from tests.tiny_runs import command, environment, records
+from tests.tiny_runs import command, environment, records, train_here
 
 
 def test_one_process_needs_no_group() -> None:
@@ -136,3 +137,75 @@ def test_an_update_that_is_bad_on_one_rank_is_skipped_by_all(tmp_path: Path) -> 
     assert skipped == [3]
     assert [line["loss"] for line in records(tmp_path / "run") if line["update_step"] == 3] == [None]
     assert "update 3 is skipped" in done.stderr
+
+
+# Both processes know the timeout; rank 0 needs twice as long for something.
+LONG_WORK = """
+import sys, time
+from pathlib import Path
+from peft_pretraining.distributed.config import ParallelConfig
+from peft_pretraining.distributed.world import session
+
+def prepared():
+    time.sleep(10)
+    return "ready"
+
+with session(ParallelConfig(device="cpu", dist_timeout=5)) as world:
+    if sys.argv[1] == "announced":
+        value = world.on_main(prepared, "prepares the data")
+    else:
+        value = world.from_main(prepared() if world.is_main else None)
+    Path(sys.argv[2], f"rank{world.rank}").write_text(value)
+"""
+
+
+@pytest.mark.parametrize("kind", ["announced", pytest.param("unannounced", marks=pytest.mark.slow)])
+def test_work_of_rank_0_that_is_announced_may_take_longer_than_the_timeout(tmp_path: Path, kind: str) -> None:
+    script = tmp_path / "work.py"
+    script.write_text(LONG_WORK)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words = [*launcher, str(script), kind, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=120)
+    values = [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1) if (tmp_path / f"rank{rank}").exists()]
+    if kind == "announced":
+        assert (done.returncode, values) == (0, ["ready", "ready"]), done.stderr
+        assert "rank 0 still prepares the data after 5 s" in done.stderr
+    else:
+        assert done.returncode != 0 and values == []
+        assert "(--dist_timeout)" in done.stderr  # from whichever rank says it first
+
+
+# Everything that rank 0 does alone and that may take long, slowed down: a checkpoint to verify, a corpus and a
+# tokenizer to make, a hub that answers late, weights to write.
+SLOW_PREPARATIONS = """
+import sys, time
+from peft_pretraining.checkpoint import find, store
+from peft_pretraining.data import building
+
+def slowed(function):
+    def slow(*arguments, **more):
+        time.sleep(12)
+        return function(*arguments, **more)
+    return slow
+
+find.verify = slowed(find.verify)
+building.find_corpus = slowed(building.find_corpus)
+building.load_tokenizer = slowed(building.load_tokenizer)
+store.save_model = slowed(store.save_model)
+from torchrun_main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_no_long_preparation_ends_a_run(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_PREPARATIONS)
+    assert train_here(tmp_path / "run", updates=4) == 0
+    more = ("--continue_from", "auto", "--dist_timeout", "8", "--save_every", "100")
+    words = command(tmp_path / "run", *more, processes=2, updates=6)
+    script = next(index for index, word in enumerate(words) if word.endswith("torchrun_main.py"))
+    words[script] = str(tmp_path / "slow.py")
+    done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=280)
+    assert done.returncode == 0, done.stderr
+    for work in ("looks for a valid checkpoint", "prepares the data", "writes a checkpoint"):
+        assert f"rank 0 still {work}" in done.stderr
