@@ -28,7 +28,8 @@ class UpdateKernel:
     """The update of every tensor that shares a rule, formats and phase; hashable, so it is compiled once.
 
     specs: (name, spec, storage format) of each state tensor. first: whether this is the parameter's first update.
-    part and state_part: which of several equal parts of whole rows the weight and the state are.
+    first_row: number of the weight's first row in the whole tensor. state_part: which of several equal parts of whole
+    rows the state is.
     """
 
     rule: UpdateRule
@@ -36,7 +37,7 @@ class UpdateKernel:
     first: bool
     decays: bool
     rounds_stochastically: bool
-    part: int = 0
+    first_row: int = 0
     state_part: int = 0
 
     @property
@@ -79,7 +80,7 @@ class UpdateKernel:
     def write(self, weight: Tensor, direction: Tensor, s: Scalars, seed: precision.Seed) -> None:
         """Weight decay, the step and rounding; in eager execution some rows after others, for small temporaries."""
         rows = weight.shape[0] if weight.ndim else 1
-        first_row, together = self.part * rows, rows
+        first_row, together = self.first_row, rows
         if not torch.compiler.is_compiling():
             together = max(1, SLICE * rows // max(1, weight.numel()))
         if together >= rows:
@@ -93,12 +94,12 @@ class UpdateKernel:
         value = weight.float()
         if self.decays and self.rule.decay == "before":
             value = value * s["keep"]
-        value = value - step
+        moved = value - step
+        rounds = self.rounds_stochastically and weight.dtype == torch.bfloat16
+        rest = (value - moved) - step if rounds else None  # of a step too small for float32 beside the weight
         if self.decays and self.rule.decay == "after":
-            value = value * s["keep"]
-        if self.rounds_stochastically and weight.dtype == torch.bfloat16:
-            value = precision.round_stochastically(value, seed, first_row)
-        weight.copy_(value)
+            moved = moved * s["keep"]
+        weight.copy_(precision.round_stochastically(moved, seed, first_row, rest=rest) if rounds else moved)
 
 
 _serial = itertools.count()
@@ -107,34 +108,55 @@ _serial = itertools.count()
 class Program:
     """A kernel compiled for one signature of shapes and dtypes; one graph for each number of calls made together.
 
-    Nothing is ever recompiled. A call is the arguments of `UpdateKernel`, as a tuple. together: most calls at once.
+    Nothing is ever recompiled, and no guard is checked: whatever a graph depends on is in the key of its program or of
+    the graph, and tensors that the compiler would take for one (`_apart`) are kept apart. The numbers of the calls
+    come in one tensor, a row a call: two calls with equal numbers today may differ tomorrow.
+    A call is the arguments of `UpdateKernel`, as a tuple. together: most calls at once.
     """
 
     def __init__(self, kernel: UpdateKernel, signature: tuple) -> None:
         self.kernel = kernel
         shape, _, _, device = signature[0]
         self._options = _options(device.type == "cpu")
+        self._device = device
         self.together = kernel.together if shape.numel() <= SMALL else 1
-        self._compiled: dict[int, Callable[..., None]] = {}
+        self._compiled: dict[tuple, Callable[..., None]] = {}
 
     def __call__(self, *calls: tuple) -> None:
         """Make the updates of as many tensors."""
-        if len(calls) not in self._compiled:
-            self._compiled[len(calls)] = self._compile()
-        self._compiled[len(calls)](calls)
+        names = tuple(calls[0][4])
+        numbers = on_device(tuple(tuple(call[4].values()) for call in calls), torch.float32, self._device)
+        seeds = on_device(tuple(precision.words(call[5]) for call in calls), torch.int32, self._device)
+        if (len(calls), names) not in self._compiled:
+            self._compiled[len(calls), names] = self._compile(names)
+        self._compiled[len(calls), names](_apart(calls), numbers, seeds)
 
-    def _compile(self) -> Callable[..., None]:
+    def _compile(self, names: tuple[str, ...]) -> Callable[..., None]:
         kernel = self.kernel
 
-        def update(calls: tuple[tuple, ...]) -> None:
-            for call in calls:
-                kernel(*call)
+        def update(calls: list[tuple], numbers: Tensor, seeds: Tensor) -> None:
+            for call, row, seed in zip(calls, numbers.unbind(), seeds.unbind(), strict=True):
+                kernel(*call, dict(zip(names, row.unbind(), strict=True)), seed)
 
         # dynamo keys its cache by code object: without one of its own, every kernel would count as a recompilation.
         own = types.FunctionType(
             update.__code__.replace(co_name=f"update_{next(_serial)}"), globals(), None, None, update.__closure__
         )
         return torch.compile(own, fullgraph=True, dynamic=False, options=self._options)
+
+
+def _apart(calls: tuple[tuple, ...]) -> list[tuple]:
+    """The tensors of the calls. The compiler makes one input of tensors that are the same object, or share memory that
+    is written to, when it sees them first: gradients that are one another, or a weight, are copied."""
+    seen: set[int] = set()
+    apart = []
+    for weight, grad, compressed, stored, _, _ in calls:
+        if grad is not None:
+            if id(grad) in seen or torch._C._is_alias_of(grad, weight):
+                grad = grad.clone()
+            seen.add(id(grad))
+        apart.append((weight, grad, compressed, stored))
+    return apart
 
 
 @functools.lru_cache(maxsize=4096)
@@ -165,24 +187,7 @@ def signature(weight: Tensor, grad: Tensor | None, compressed: Tensor | None) ->
     return tuple(parts)
 
 
-class ScalarCache:
-    """0-D tensors of the numbers of one update, made once for all parameters that share them."""
-
-    def __init__(self) -> None:
-        self._tensors: dict[tuple, dict[str, Tensor]] = {}
-
-    def tensors(self, values: dict[str, float], device: torch.device) -> dict[str, Tensor]:
-        """The values as 0-D float32 tensors on the device; one transfer for all of them."""
-        key = (tuple(values.items()), device)
-        if key not in self._tensors:
-            if len(self._tensors) > 64:
-                self._tensors.clear()
-            packed = torch.tensor(list(values.values()), dtype=torch.float32).to(device, non_blocking=True)
-            self._tensors[key] = dict(zip(values, packed.unbind(), strict=True))
-        return self._tensors[key]
-
-    @staticmethod
-    @functools.lru_cache(maxsize=16)
-    def seed(value: int, device: torch.device) -> Tensor:
-        """A seed as compiled kernels take it; kept, because kernels that round nothing always get seed 0."""
-        return torch.tensor(precision.phases(value), dtype=torch.float32).to(device, non_blocking=True)
+@functools.lru_cache(maxsize=64)
+def on_device(rows: tuple[tuple, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers as a matrix on the device, in one transfer; parameters with the same numbers share it."""
+    return torch.tensor(rows, dtype=dtype).to(device, non_blocking=True)

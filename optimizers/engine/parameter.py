@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import execution, precision, sharding, state_io
-from .execution import Program, ScalarCache, UpdateKernel, program, signature
+from .execution import Program, UpdateKernel, program, signature
 from .options import EngineOptions
 from .rule import State, StateSpec, UpdateRule
 
@@ -31,7 +31,6 @@ class Shared:
     rule_for: Callable[[dict[str, Any], Tensor], UpdateRule]
     states: Callable[[], MutableMapping[Tensor, State]]
     warnings: Counter[str] = field(default_factory=Counter)
-    scalars: ScalarCache = field(default_factory=ScalarCache)
     observer: Observer | None = None
     owners: sharding.Owners = field(default_factory=sharding.Owners)
     progress: Callable[[], None] = lambda: None
@@ -259,29 +258,27 @@ class ManagedParameter:
             if self.placement.holds_state:
                 direction = self._direction(kernel, grad, compressed)
             local = sharding.scatter(direction, weight, self.param.shape, self.placement)
-            values, seed = self._numbers(step, eager=True)
-            kernel.write(weight, local, values, seed)
+            kernel.write(weight, local, *self._numbers(step))
         elif self._compiles():
             kernel(self._call(grad, compressed))
         else:
-            kernel(weight, grad, compressed, self.stored(), *self._numbers(step, eager=True))
+            kernel(weight, grad, compressed, self.stored(), *self._numbers(step))
 
     def _call(self, grad: Tensor | None, compressed: Tensor | None) -> tuple:
         """What a program takes for this parameter's next update."""
-        numbers = self._numbers(self.step + 1, eager=False)
-        return sharding.local(self.param), grad, compressed, self.stored(), *numbers
+        return sharding.local(self.param), grad, compressed, self.stored(), *self._numbers(self.step + 1)
 
     def _direction(self, kernel: UpdateKernel, grad: Tensor | None, compressed: Tensor | None) -> Tensor:
         """The owner's direction; zero where a decomposition failed, because the others wait for one."""
         try:
-            return kernel.direction(grad, compressed, self.stored(), *self._numbers(self.step + 1, eager=True))
+            return kernel.direction(grad, compressed, self.stored(), *self._numbers(self.step + 1))
         except torch.linalg.LinAlgError:
             self.shared.warnings[f"{self.name}: the SVD failed, this update leaves it alone"] += 1
             return torch.zeros(self.param.shape, device=self.param.device)
 
     def _update_in_slices(self, step: int, grad: Tensor | None) -> None:
         """The eager update of a large tensor, some rows after others: float32 temporaries have the size of a slice."""
-        values, seed = self._numbers(step, eager=True)
+        values, seed = self._numbers(step)
         weight, stored = sharding.local(self.param), self.stored()
 
         def rows(tensor: Tensor, number: int) -> Tensor:
@@ -295,29 +292,28 @@ class ManagedParameter:
     def _compiles(self) -> bool:
         return self.shared.options.execution == "compiled" and self.rule.compilable and self.placement.mode != "owner"
 
-    def _numbers(self, step: int, eager: bool) -> tuple[Any, Any]:
-        """The numbers of one update and its seed, as Python values or as 0-D tensors."""
+    def _numbers(self, step: int) -> tuple[dict[str, float], int]:
+        """The numbers of one update and its seed."""
         lr = float(self.group["lr"])
         base = self.group["base_lr"]
         values = dict(self.rule.scalars(step, lr / base if base else 1.0))
         values |= {"lr": lr, "keep": 1.0 - lr * self.group["weight_decay"]}
-        seed = self.seed(0, step) if self.draws else 0
-        if eager:
-            return values, seed
-        return self.shared.scalars.tensors(values, self.param.device), self.shared.scalars.seed(seed, self.param.device)
+        return values, self.seed(0, step) if self.draws else 0
 
     def _kernel(self, first: bool, grad: Tensor | None, compressed: Tensor | None, number: int | None = None) -> Any:
         """The kernel of the whole, or of one of the slices."""
         decays = self.group["weight_decay"] != 0.0
-        key = (first, decays, grad is None, compressed is None, number)
+        weight = sharding.local(self.param)
+        key = (first, decays, number, weight.stride(), _layout(grad), _layout(compressed))
         if key not in self._kernels:
             place = self.placement
-            parts = (place.part, place.state_part)
+            first_row, part = place.first_row(self.param.shape), place.state_part
             if number is not None:
-                parts = (place.part * self.slices + number,) * 2
-            kernel = UpdateKernel(self.rule, self.specs, first, decays, self.rounds, *parts)
-            tensors = (sharding.local(self.param), grad, compressed)
-            self._kernels[key] = program(kernel, signature(*tensors)) if self._compiles() else kernel
+                part = place.part * self.slices + number
+                first_row = part * (weight.shape[0] // self.slices)
+            kernel = UpdateKernel(self.rule, self.specs, first, decays, self.rounds, first_row, part)
+            compiles = self._compiles()
+            self._kernels[key] = program(kernel, signature(weight, grad, compressed)) if compiles else kernel
         return self._kernels[key]
 
 
@@ -364,6 +360,11 @@ def _are(known: list[Callable[[], Tensor | None]], state: State) -> bool:
     """Whether a state holds just the tensors of these weak references."""
     pairs = zip(known, state.values(), strict=False)
     return len(known) == len(state) and all(tensor is not None and ref() is tensor for ref, tensor in pairs)
+
+
+def _layout(tensor: Tensor | None) -> tuple | None:
+    """What may change between two gradients of one parameter, and a compiled kernel depends on."""
+    return None if tensor is None else (tensor.dtype, tensor.stride())
 
 
 def group_signature(group: dict[str, Any]) -> tuple:

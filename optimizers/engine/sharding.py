@@ -40,6 +40,10 @@ class Placement:
     def holds_state(self) -> bool:
         return self.mode != "owner" or self.part == self.owner
 
+    def first_row(self, shape: torch.Size) -> int:
+        """The number of this process's first row: all parts but the last have as many rows, rounded up."""
+        return self.part * -(-shape[0] // self.parts) if shape else 0
+
     @property
     def state_part(self) -> int:
         """Which of several equal parts of the state is here; an owner has the whole."""

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import optimizers
+from optimizers.baselines import EngineAdamW
 from optimizers.engine import execution as engine
 from tests.optimizers.matrix import Cell, engine_methods, learning_rate
 
@@ -99,3 +100,92 @@ def test_compiled_equals_eager_in_small_formats(state_dtype):
     # an average that differs in its last bit may round to the neighbouring value, one part in 256
     assert float((results[0] - results[1]).abs().max()) <= 2**-7 * 4
     assert float((results[0] == results[1]).float().mean()) > 0.99
+
+
+@pytest.fixture
+def front_end(monkeypatch):
+    """torch.compile without its code generator, which takes seconds a graph: what counts here is which tensors the
+    front end takes for one."""
+    compile, guards = torch.compile, {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **_: compile(f, backend="aot_eager", fullgraph=True, options=guards)
+    )
+    engine.program.cache_clear()
+    yield
+    engine.program.cache_clear()
+
+
+def _updates(execution: str, parameters: list[nn.Parameter], groups: list[dict], before) -> list[torch.Tensor]:
+    """Weights after 4 updates; before(optimizer, update) changes groups and gradients."""
+    with torch.no_grad():
+        for number, parameter in enumerate(parameters):
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+    optimizer = EngineAdamW(groups, lr=1e-2, execution=execution)
+    generator = torch.Generator().manual_seed(3)
+    for update in range(4):
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        before(optimizer, update)
+        optimizer.step()
+    return [p.detach().clone() for p in parameters]
+
+
+def _freeze_later(optimizer, update: int) -> None:
+    optimizer.param_groups[1]["lr"] = 1e-2 if update < 2 else 0.0
+
+
+def _miss_one(optimizer, update: int) -> None:
+    if update == 1:
+        optimizer.param_groups[1]["params"][0].grad = None
+
+
+def _share_gradients_at_first(optimizer, update: int) -> None:
+    first, second = (group["params"] for group in optimizer.param_groups)
+    if update < 2:
+        second[0].grad = first[0].grad
+
+
+def _gradient_is_the_weight_at_first(optimizer, update: int) -> None:
+    if update < 2:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = parameter.detach()
+
+
+def _transposed_gradients_later(optimizer, update: int) -> None:
+    if update >= 2:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = parameter.grad.T.contiguous().T
+
+
+CHANGES = [
+    _freeze_later,
+    _miss_one,
+    _share_gradients_at_first,
+    _gradient_is_the_weight_at_first,
+    _transposed_gradients_later,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__.strip("_"))
+def test_a_compiled_update_takes_its_own_numbers_and_gradient(change, front_end):
+    """What tensors share at the first update they need not share later: lr, missed updates, gradients, memory."""
+    parameters = [nn.Parameter(torch.empty(16, 8)) for _ in range(4)]
+    groups = [{"params": parameters[:2]}, {"params": parameters[2:]}]
+    eager, compiled = (
+        _updates(way, parameters, [dict(group) for group in groups], change) for way in ("eager", "compiled")
+    )
+    for a, b in zip(eager, compiled, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_layer_wise_learning_rates_cut_by_a_call_in_any_place(front_end):
+    """20 tensors, 3 to a group: calls of 16 and 4 cut groups; each tensor has its own rate."""
+    parameters = [nn.Parameter(torch.empty(16, 8)) for _ in range(20)]
+    groups = [{"params": parameters[i : i + 3], "lr": 1e-2 * 0.8 ** (i // 3)} for i in range(0, 20, 3)]
+    eager, compiled = (
+        _updates(way, parameters, [dict(group) for group in groups], lambda *_: None) for way in ("eager", "compiled")
+    )
+    for a, b in zip(eager, compiled, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
