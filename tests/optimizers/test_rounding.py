@@ -8,7 +8,6 @@ from optimizers.baselines import EngineSGD
 from optimizers.engine import precision
 from optimizers.engine.sharding import Placement
 
-
 WAYS = {"cpu": precision._power_on_cpu, "bits": precision._power}
 """How the power of two below a number is found: in float arithmetic on a CPU, from its bits elsewhere."""
 
