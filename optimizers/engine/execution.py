@@ -136,13 +136,14 @@ class Program:
 
         def update(calls: list[tuple], numbers: Tensor, seeds: Tensor) -> None:
             for call, row, seed in zip(calls, numbers.unbind(), seeds.unbind(), strict=True):
-                kernel(*call, dict(zip(names, row.unbind(), strict=True)), seed)
+                weight, grad, compressed, stored = call
+                kernel(weight, grad, compressed, stored, dict(zip(names, row.unbind(), strict=True)), seed)
 
         # dynamo keys its cache by code object: without one of its own, every kernel would count as a recompilation.
         own = types.FunctionType(
             update.__code__.replace(co_name=f"update_{next(_serial)}"), globals(), None, None, update.__closure__
         )
-        return torch.compile(own, fullgraph=True, dynamic=False, options=self._options)
+        return torch.compile(own, fullgraph=True, dynamic=False, options=dict(self._options))  # it takes some out
 
 
 def _apart(calls: tuple[tuple, ...]) -> list[tuple]:
@@ -152,7 +153,8 @@ def _apart(calls: tuple[tuple, ...]) -> list[tuple]:
     apart = []
     for weight, grad, compressed, stored, _, _ in calls:
         if grad is not None:
-            if id(grad) in seen or torch._C._is_alias_of(grad, weight):
+            shares = torch._C._is_alias_of(grad, weight)  # type: ignore[attr-defined]
+            if shares or id(grad) in seen:
                 grad = grad.clone()
             seen.add(id(grad))
         apart.append((weight, grad, compressed, stored))
