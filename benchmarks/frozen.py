@@ -14,11 +14,11 @@ from pathlib import Path
 
 import psutil
 
-import torchrun_main
 from peft_pretraining.checkpoint.store import Checkpoints
 from peft_pretraining.data.lanes import Lane
 from peft_pretraining.distributed.world import session
 from peft_pretraining.training.evaluation import evaluate
+from peft_pretraining.training.pretrain import pretrain
 from peft_pretraining.training.run import restore_or_start, run_folder
 from peft_pretraining.training.step import train_step
 
@@ -32,7 +32,7 @@ _PHASES: tuple[tuple[Callable[..., object], str], ...] = (
     (restore_or_start, "start"),
     (run_folder, "start"),
     (session, "start"),
-    (torchrun_main.pretrain, "between"),
+    (pretrain, "between"),
 )
 _STARTING = "start"
 _OWN_CODE = ("torchrun_main.py", "peft_pretraining/", "optimizers/")

@@ -115,18 +115,16 @@ class GaLoreLion(ProjectedOptimizer[GaLoreLionSettings]):
 _ROUTES = (Route(BODY_MATRICES, body_matrix), Route("rest", everything, {"rank": None}))
 
 
-def _register(name: str, what: str, kind: type[ProjectedOptimizer[Any]], **presets: Any) -> None:
-    description = f"GaLore and Online Subspace Descent (--proj_type continuous...) with {what}"
-    register(Method(name, description, kind, _ROUTES, presets=presets))
-
-
-_register("galore_adamw", "AdamW", GaLoreAdamW)
-_register("galore_adafactor", "Adafactor", GaLoreAdafactor)
-_register("galore_lion", "Lion", GaLoreLion)
-_register("galore_adamw8bit", "8-bit AdamW", GaLoreAdamW8bit)
-_register(
-    "galore_adamw8bit_per_layer",
-    "8-bit AdamW, updated layer by layer inside the backward pass",
-    GaLoreAdamW8bit,
-    per_layer=True,
+register(Method("galore_adamw", "GaLore and Online Subspace Descent with AdamW", GaLoreAdamW, _ROUTES))
+register(Method("galore_adafactor", "GaLore and Online Subspace Descent with Adafactor", GaLoreAdafactor, _ROUTES))
+register(Method("galore_lion", "GaLore and Online Subspace Descent with Lion", GaLoreLion, _ROUTES))
+register(Method("galore_adamw8bit", "GaLore and Online Subspace Descent with 8-bit AdamW", GaLoreAdamW8bit, _ROUTES))
+register(
+    Method(
+        "galore_adamw8bit_per_layer",
+        "GaLore with 8-bit AdamW, updated layer by layer inside the backward pass",
+        GaLoreAdamW8bit,
+        _ROUTES,
+        presets={"per_layer": True},
+    )
 )

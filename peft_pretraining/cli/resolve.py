@@ -1,13 +1,13 @@
 """What flags mean together: batch arithmetic, the length of a run, how typed flags displace saved ones."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 from loguru import logger
 
 from peft_pretraining.errors import UsageError
-from peft_pretraining.flags.optimizer import OptimizerConfig, applicable, chosen_method, synonyms
+from peft_pretraining.flags.unknown import listed
 from peft_pretraining.training.config import TrainingConfig
 from peft_pretraining.training.run_config import RunConfig
 from peft_pretraining.training.schedule import build_schedule
@@ -39,13 +39,9 @@ def give_way(saved: Flags, typed: Flags) -> Flags:
     for name in _derived(kept, typed):
         kept.pop(name, None)
     displaced = [name for name, master in _BELONGS_TO.items() if master in typed and typed[master] != saved.get(master)]
-    if "optimizer" in typed and "optimizer" in saved:
-        displaced += _of_other_method(saved["optimizer"], typed["optimizer"])
-    if "optimizer" in kept:
-        displaced += [own for own, other in synonyms(chosen_method(kept["optimizer"])).items() if other in typed]
     for name in displaced:
         if name in kept:
-            logger.info("saved --{} {} gives way to what was typed", name, kept.pop(name))
+            logger.info("saved --{} {} is overridden by what was typed", name, kept.pop(name))
     return kept
 
 
@@ -63,15 +59,6 @@ def _derived(kept: Flags, typed: Flags) -> list[str]:
     return names
 
 
-def _of_other_method(before: str, after: str) -> list[str]:
-    """Flags whose saved values were those of the method `before`, and mean nothing to the method `after`."""
-    old, new = chosen_method(before), chosen_method(after)
-    if old.name == new.name:
-        return []
-    own = set(old.settings.names()) | set(old.presets)
-    return sorted(own | (set(applicable(old)) - set(applicable(new))))
-
-
 def resolve(config: RunConfig, given: Collection[str], world_size: int) -> RunConfig:
     """Check `config` as a whole and write out what follows from it.
 
@@ -82,7 +69,7 @@ def resolve(config: RunConfig, given: Collection[str], world_size: int) -> RunCo
     _check_unused(config, given)
     training = _resolve_length(_resolve_batch(config.training, given, world_size), given, config.data.max_length)
     build_schedule(config.schedule, training.num_training_steps)
-    return dataclasses.replace(config, training=training, optimizer=config.optimizer.resolved())
+    return dataclasses.replace(config, training=training)
 
 
 def _check_processes(config: RunConfig, world_size: int) -> None:
@@ -98,25 +85,9 @@ def _check_processes(config: RunConfig, world_size: int) -> None:
 
 
 def _check_unused(config: RunConfig, given: Collection[str]) -> None:
-    # What a flag switches off takes its companions along in silence: a published line with one flag added must run.
-    if "details_every" in given and "log_details" not in given and not config.logging.log_details:
+    """What a flag switches off takes its companions with it in silence: a published line with one flag more runs."""
+    if "details_every" in given and "log_details" not in given:
         raise UsageError(f"--details_every {config.logging.details_every} is not used without --log_details")
-    for name, owners in config.optimizer.unused().items():
-        value, method = getattr(config.optimizer, name), config.optimizer.optimizer
-        raise UsageError(
-            f"--{name} {value} is not used by --optimizer {method}: leave it out, or choose {_listed(owners)}"
-        )
-    _check_presets(config.optimizer)
-
-
-def _check_presets(optimizer: OptimizerConfig) -> None:
-    for name, implied in optimizer.method.presets.items():
-        value = getattr(optimizer, name, None)
-        if value is not None and value != implied:
-            raise UsageError(
-                f"--{name} {value} contradicts --optimizer {optimizer.optimizer}, whose name implies "
-                f"{implied}: leave it out or choose the method without that in its name"
-            )
 
 
 def _resolve_batch(training: TrainingConfig, given: Collection[str], world_size: int) -> TrainingConfig:
@@ -136,7 +107,7 @@ def _resolve_batch(training: TrainingConfig, given: Collection[str], world_size:
             near = [n * batch * world_size for n in (accumulation, accumulation + 1) if n]
             raise UsageError(
                 f"--total_batch_size {total} is no multiple of --batch_size {batch}{processes}: "
-                f"take {_listed(near)}, or another --batch_size"
+                f"take {listed(near)}, or another --batch_size"
             )
     elif "batch_size" not in given and total % (accumulation * world_size) == 0:
         batch = total // (accumulation * world_size)
@@ -165,9 +136,3 @@ def _resolve_length(training: TrainingConfig, given: Collection[str], max_length
             f"({training.total_batch_size} sequences of {max_length}): raise it or lower --total_batch_size"
         )
     return dataclasses.replace(training, num_training_steps=tokens // per_update)
-
-
-def _listed(items: Sequence[Any]) -> str:
-    """'a, b or c', or the first few of many."""
-    words = [str(item) for item in items[:4]] + (["another of --help"] if len(items) > 4 else [])
-    return " or ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)

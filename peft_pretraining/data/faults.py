@@ -4,6 +4,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from peft_pretraining.errors import RunFailed
+
 REMEDIES = (
     "check the network or set HF_ENDPOINT to a mirror; or give the path of a local copy; "
     "or use --dataset builtin (with --tokenizer builtin), which needs no network"
@@ -17,7 +19,7 @@ TOO_LONG = "too long"
 DAMAGED = "damaged"
 
 
-class DataError(RuntimeError):
+class DataError(RunFailed):
     """Data that was there cannot be read any more (a shard stalls or is gone); the message names it."""
 
 

@@ -11,10 +11,12 @@ from typing import Self
 import torch.distributed as dist
 from loguru import logger
 
+from peft_pretraining.errors import RunFailed
+
 _SIGN_OF_LIFE_SECONDS = 1.0
 
 
-class PeerLost(Exception):
+class PeerLost(RunFailed):
     """A collective failed because other processes are gone; the message names their ranks."""
 
 

@@ -14,13 +14,9 @@ from torch import Tensor
 from peft_pretraining.distributed.config import ParallelConfig
 from peft_pretraining.distributed.rendezvous import meet
 from peft_pretraining.distributed.watchdog import Watchdog
-from peft_pretraining.errors import UsageError
+from peft_pretraining.errors import AgreedError, UsageError
 
 Value = TypeVar("Value")
-
-
-class AgreedError(UsageError):
-    """A UsageError that every process raises at the same place, so one of them speaks for all."""
 
 
 @dataclass(frozen=True)

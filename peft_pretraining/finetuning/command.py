@@ -1,6 +1,6 @@
 """What run_glue.py and run_sft.py share: flags of the loop, the optimizer's flags, folders, exit status."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -10,9 +10,12 @@ import torch
 from optimizers import build_optimizer
 from peft_pretraining.errors import UsageError
 from peft_pretraining.finetuning.training import SCHEDULERS, LoopSettings
+from peft_pretraining.flags.choice import OptimizerFlags
 from peft_pretraining.flags.fields import flag
-from peft_pretraining.flags.optimizer import OptimizerConfig, optimizer_config_type
+from peft_pretraining.flags.help import print_help
+from peft_pretraining.flags.optimizer import OptimizerConfig, choose, optimizer_config, read
 from peft_pretraining.flags.parser import FlagParser
+from peft_pretraining.flags.unknown import check_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,20 +91,26 @@ Flags = TypeVar("Flags", bound=LoopFlags)
 
 
 def read_flags(section: type[Flags], argv: Sequence[str], prog: str, description: str) -> tuple[Flags, OptimizerConfig]:
-    """The command's own flags and the optimizer's. Raises UsageError."""
-    kind = optimizer_config_type()
-    parser = FlagParser([section, kind], prog=prog, description=description)
-    given = parser.read(argv)
-    missing = [name for name in parser.required if name not in given]
-    if missing:
-        raise UsageError(f"--{missing[0]} is required: {parser.fields[missing[0]].metadata['help']}")
-    own, of_optimizer = (
-        {name: given[name] for name in given if name in part.__dataclass_fields__} for part in (section, kind)
-    )
-    optimizer = kind(**of_optimizer)
-    for name, methods in optimizer.unused().items():
-        raise UsageError(f"--{name} is a flag of {', '.join(methods)}, not of --optimizer {optimizer.optimizer}")
-    return section(**own), optimizer.resolved()
+    """The command's own flags and the optimizer's. Raises UsageError; --help prints and raises SystemExit(0)."""
+
+    def parser(own: Mapping[str, type] | None = None) -> FlagParser:
+        made = FlagParser([section, OptimizerFlags], prog=prog, description=description)
+        for title, declared in (own or {}).items():
+            made.add_section(declared, title)
+        return made
+
+    shared = parser()
+    given, of_method = shared.split(argv)
+    if "help" in given:
+        print_help(parser, given)
+        raise SystemExit(0)
+    if "optimizer_file" not in given:
+        check_words(of_method, given.get("optimizer"), shared.flags)
+    shared.require(given)
+    own = section(**{name: given[name] for name in given if name in section.__dataclass_fields__})
+    method = choose(given)
+    assert method is not None
+    return own, optimizer_config(method, {**given, **read(method, of_method, shared.flags)})
 
 
 def builder(config: OptimizerConfig) -> Callable[[torch.nn.Module], torch.optim.Optimizer]:

@@ -24,14 +24,14 @@ def flag(
     default_factory: Callable[[], Any] | Any = MISSING,
     metavar: str | None = None,
 ) -> Any:
-    """A dataclass field that is also a command-line flag: `transformers.HfArgumentParser` reads its metadata.
+    """A dataclass field that is also a command-line flag: `FlagParser` reads its metadata.
 
     `help` states the unit. `aliases` are further names, with or without leading dashes. Percent signs need no
     escaping. A field without default is a required flag.
     """
     metadata: dict[str, Any] = {"help": help}
     if aliases:
-        metadata["aliases"] = [alias if alias.startswith("-") else f"--{alias}" for alias in aliases]
+        metadata["flags"] = tuple(alias.lstrip("-") for alias in aliases)
     if choices is not None:
         metadata["choices"] = tuple(choices)
     if metavar is not None:
@@ -55,3 +55,15 @@ class TokenCount(int):
         if tokens != int(tokens):
             raise argparse.ArgumentTypeError(f"{value!r} is no whole number of tokens")
         return super().__new__(cls, int(tokens))
+
+
+def flag_values(section: Any) -> dict[str, Any]:
+    """The flags of a configuration with their values; those of a nested one are among them."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            values |= flag_values(value)
+        elif field.metadata.get("flag", True) and field.metadata:
+            values[field.name] = value
+    return values

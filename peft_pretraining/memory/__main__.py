@@ -13,11 +13,10 @@ from collections.abc import Sequence
 
 from loguru import logger
 
-from optimizers.engine import registry
 from peft_pretraining.cli.parse import parse_config
 from peft_pretraining.console import reader_may_leave
 from peft_pretraining.errors import UsageError
-from peft_pretraining.flags.optimizer import chosen_method, spellings
+from peft_pretraining.flags.catalogue import Entry, catalogue
 from peft_pretraining.memory.ledger import Account
 from peft_pretraining.memory.prediction import STATE, predict
 from peft_pretraining.training.run_config import RunConfig
@@ -74,7 +73,7 @@ def describe(config: RunConfig, account: Account) -> str:
         lines.append(f"{kind:<24}{size / GB:>9.3f}{account.at_peak.get(kind, 0) / GB:>13.3f}")
     lines.append(f"{'peak':<24}{'':>9}{account.peak / GB:>13.3f}   in {account.moment}")
     lines.append(f"smallest common GPU: {card(account.peak)}, {RESERVE:g} GB kept for CUDA itself")
-    if config.model.compile_model or config.optimizer.engine_options().get("execution") == "compiled":
+    if config.model.compile_model or config.optimizer.arguments().get("execution") == "compiled":
         lines.append("counted as eager execution: compiled code needs no more than that")
     return "\n".join(lines)
 
@@ -93,9 +92,9 @@ def row(name: str, account: Account) -> str:
     return f"{name:<28}" + "".join(f"{size / GB:>12.2f}" for size in columns) + f"   {card(account.peak)}"
 
 
-def words_for(method: registry.Method, words: Sequence[str]) -> list[str]:
+def words_for(method: Entry, words: Sequence[str]) -> list[str]:
     """The command line for one method: without the flags, and their values, that only other methods have."""
-    foreign = {name for other in registry.methods() for name in spellings(other)} - spellings(method)
+    foreign = {name for other in catalogue() for name in other.flags} - method.flags
     kept, skipping = [], False
     for word in words:
         if word.startswith("--"):
@@ -111,11 +110,11 @@ def words_for(method: registry.Method, words: Sequence[str]) -> list[str]:
 def _print_table(words: Sequence[str]) -> None:
     titles = ("weights", "gradients", "state", "activations", "transient", "peak")
     print(f"{'GB':<28}" + "".join(f"{title:>12}" for title in titles) + "   smallest common GPU")
-    for name in registry.available():
+    for method in catalogue():
         try:
-            print(row(name, predict(parse_config(words_for(chosen_method(name), words)))), flush=True)
+            print(row(method.name, predict(parse_config(words_for(method, words)))), flush=True)
         except UsageError as error:
-            print(f"{name:<28} refused: {error}", flush=True)
+            print(f"{method.name:<28} refused: {error}", flush=True)
 
 
 def _value(words: Sequence[str], flag: str) -> str | None:

@@ -1,8 +1,5 @@
 """The model: transformers' LLaMA with a forward pass made for pretraining."""
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import torch
 from loguru import logger
 from torch import Tensor, nn
@@ -12,50 +9,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from peft_pretraining.errors import UsageError
-from peft_pretraining.flags.fields import flag
 from peft_pretraining.model.attention import ATTENTION
+from peft_pretraining.model.config import ModelConfig
 from peft_pretraining.model.loss import linear_cross_entropy
 from peft_pretraining.model.padding import token_layout
 from peft_pretraining.model.shape import load_llama_config
-
-_DTYPES = {
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float32": torch.float32,
-    "fp32": torch.float32,
-}
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    _argument_group_name: ClassVar[str] = "model"
-
-    model_config: str = flag(help="JSON file with the shape of the model, such as configs/llama_60m.json")
-    use_hf_model: bool = flag(
-        False, help="transformers' own forward pass, with attention mask and full logits (slower)"
-    )
-    activation_checkpointing: bool = flag(
-        False, help="keep the input of each layer only and run the layer again in the backward pass"
-    )
-    compile_model: bool = flag(
-        False, help="run decoder layers and loss through torch.compile: faster, after some compiling"
-    )
-    dtype: str = flag("bfloat16", help="of weights, activations and gradients: bfloat16 (bf16) or float32 (fp32)")
-
-    def __post_init__(self) -> None:
-        if self.dtype in ("float16", "fp16", "half"):
-            raise UsageError(
-                f"--dtype {self.dtype}: gradients underflow in fp16, whose smallest number is 6e-8, and "
-                "nothing here scales the loss. Use --dtype bfloat16"
-            )
-        if self.dtype not in _DTYPES:
-            raise UsageError(f"--dtype {self.dtype}: unknown. Use one of {', '.join(_DTYPES)}")
-        if self.use_hf_model and self.compile_model:
-            raise UsageError("--compile_model does nothing for --use_hf_model. Drop one of them")
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        return _DTYPES[self.dtype]
 
 
 class PretrainingLlama(nn.Module):

@@ -25,18 +25,6 @@ if TYPE_CHECKING:
     from peft_pretraining.training.run import Run
 
 
-def configure_logging(rank: int, processes: int) -> None:
-    """Log lines go to stderr above the bar: all of rank 0's, warnings of the others with their rank."""
-    logger.remove()
-    origin = f"[rank {rank}] " if processes > 1 else ""
-    logger.add(
-        lambda line: tqdm.write(line, file=sys.stderr, end=""),
-        level="INFO" if rank == 0 else "WARNING",
-        format=f"<dim>{{time:HH:mm:ss}}</dim> <level>{{level: <7}}</level> {origin}{{message}}",
-        colorize=sys.stderr.isatty(),
-    )
-
-
 class Logbook:
     """Open while the run trains; does something on the main process only."""
 

@@ -1,17 +1,19 @@
 """Everything that decides a run."""
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peft_pretraining.checkpoint.config import CheckpointConfig
 from peft_pretraining.data.config import DataConfig
 from peft_pretraining.distributed.config import ParallelConfig
-from peft_pretraining.flags.optimizer import OptimizerConfig
-from peft_pretraining.model.llama import ModelConfig
+from peft_pretraining.flags.fields import flag_values
+from peft_pretraining.model.config import ModelConfig
 from peft_pretraining.tracking.config import LoggingConfig
 from peft_pretraining.training.config import TrainingConfig
 from peft_pretraining.training.schedule import ScheduleConfig
+
+if TYPE_CHECKING:
+    from peft_pretraining.flags.optimizer import OptimizerConfig
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class RunConfig:
 
     model: ModelConfig
     data: DataConfig
-    optimizer: OptimizerConfig
+    optimizer: "OptimizerConfig"
     schedule: ScheduleConfig
     training: TrainingConfig
     checkpoint: CheckpointConfig
@@ -29,4 +31,4 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """JSON-able: section name -> flag name -> value."""
-        return {name: dataclasses.asdict(section) for name, section in vars(self).items()}
+        return {name: flag_values(section) for name, section in vars(self).items()}

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from optimizers.engine.distributed import synchronize
 from peft_pretraining.distributed.parallelize import set_last_micro_batch
 from peft_pretraining.distributed.world import World
+from peft_pretraining.errors import RunFailed
 from peft_pretraining.training.config import FEWEST_LOSSES
 from peft_pretraining.training.timer import PhaseClock
 
@@ -47,7 +48,7 @@ class StepResult:
     details: dict[str, float]
 
 
-class TrainingStopped(Exception):
+class TrainingStopped(RunFailed):
     """The run cannot go on; the message says why and which checkpoint is the last good one."""
 
 

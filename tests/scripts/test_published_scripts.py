@@ -148,7 +148,7 @@ def test_weights_are_rounded_as_in_the_published_runs() -> None:
         method = parse_config(flags(words(script, NPROC="1")), world_size=1).optimizer
         assert method.engine_options().get("weight_rounding") == ("nearest" if method.method.engine else None), script
     config = parse_config(flags(words(C4[4], "--weight_rounding", "stochastic", NPROC="1")), world_size=1)
-    assert config.optimizer.engine_options()["weight_rounding"] == "stochastic"
+    assert config.optimizer.arguments()["weight_rounding"] == "stochastic"
     for library in ("muon", "adafactor", "adam8bit"):
         script = ROOT / "scripts/benchmark_c4/adamw/llama_60m.sh"
         parse_config(flags(words(script, "--optimizer", library, NPROC="1")), world_size=1)

@@ -1,6 +1,8 @@
 """The command line: what is accepted, what follows from it, and how mistakes are answered."""
 
+import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,8 @@ import pytest
 from optimizers.engine import registry
 from peft_pretraining.cli.parse import parse_config
 from peft_pretraining.errors import UsageError
-from peft_pretraining.flags.optimizer import applicable
+from peft_pretraining.flags.catalogue import catalogue
+from peft_pretraining.flags.optimizer import flags_of
 
 
 def complaint(words: list[str], world_size: int = 1) -> str:
@@ -34,10 +37,10 @@ def saved(tmp_path: Path, minimal: list[str]):
 
 
 MISTAKES = {
-    "misspelt": (["--optimzer", "adamw_sn"], ["--optimzer is no flag", "--optimizer"]),
-    "misspelt with hyphens": (["--batch-sise", "3"], ["--batch-sise is no flag", "--batch_size"]),
-    "single dash": (["-seed", "3"], ["-seed is no flag"]),
-    "abbreviated": (["--grad_clip", "1"], ["--grad_clip is no flag", "--grad_clipping"]),
+    "misspelt": (["--optimzer", "adamw_sn"], ["unknown flag --optimzer", "--optimizer"]),
+    "misspelt with hyphens": (["--batch-sise", "3"], ["unknown flag --batch_sise", "did you mean --batch_size"]),
+    "single dash": (["-seed", "3"], ["unknown flag -seed"]),
+    "abbreviated": (["--grad_clip", "1"], ["unknown flag --grad_clip", "--grad_clipping"]),
     "stray word": (["1.0"], ["'1.0' belongs to no flag"]),
     "without value": (["--lr"], ["--lr"]),
     "not a number": (["--lr", "fast"], ["--lr fast", "a number"]),
@@ -145,8 +148,8 @@ def test_one_methods_name_for_a_flag_serves_another(root: Path) -> None:
 def test_every_method_gets_its_own_defaults(root: Path, tmp_path: Path, name: str) -> None:
     config = parse_config(["--model_config", str(root / "configs/llama_9m.json"), "--optimizer", name])
     method = registry.get(name)
-    assert config.optimizer.hyperparameters() == method.defaults()
-    assert config.optimizer.arguments().keys() <= set(applicable(method))
+    assert dataclasses.asdict(config.optimizer.settings) == dataclasses.asdict(method.settings())
+    assert list(config.optimizer.arguments()) == flags_of(method)
     (tmp_path / "run.json").write_text(json.dumps(config.to_dict()))
     assert parse_config(["--config", str(tmp_path / "run.json")]) == config
 
@@ -196,7 +199,7 @@ def test_the_length_of_a_saved_run_can_be_given_either_way(saved) -> None:
 def test_another_method_takes_its_own_defaults(saved) -> None:
     reload = saved("--beta1", "0.5", "--weight_decay", "0.1")
     config = parse_config([*reload, "--optimizer", "ldadamw"])
-    assert config.optimizer.hyperparameters() == registry.get("ldadamw").defaults()
+    assert config.optimizer.settings == registry.get("ldadamw").settings()
 
 
 def test_another_schedule_drops_what_belonged_to_the_old_one(saved) -> None:
@@ -249,9 +252,9 @@ register(Method("toy", "a toy", settings=Wobbling, build=build, engine=False))
 """
 
 
-def in_process(code: str, *words: str) -> subprocess.CompletedProcess[str]:
+def in_process(code: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code, *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
 
 
 PARSE = """
@@ -283,10 +286,128 @@ def test_a_broken_method_file_is_named(root: Path, tmp_path: Path) -> None:
     assert "broken.py" in done.stderr and "division by zero" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_help_is_grouped_and_short_of_seconds(root: Path) -> None:
-    done = in_process(PARSE, "--help")
-    assert done.returncode == 0
-    for heading in ("model:", "training:", "checkpoints:", "hyperparameters of the optimizer:"):
-        assert heading in done.stdout
-    assert "--beta1, --adam_beta1 X" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 120
+def help_of(*words: str, columns: int = 80) -> str:
+    done = in_process(PARSE, *words, "--help", COLUMNS=str(columns))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_help_lists_the_methods_and_what_every_run_has() -> None:
+    text = help_of()
+    for method in registry.methods():
+        assert f"  {method.name}: {method.description[:20]}" in text
+    for heading in ("model:", "training:", "checkpoints:"):
+        assert heading in text
+    assert "--rank" not in text and "--beta1" not in text and "--state_dtype" not in text
+
+
+@pytest.mark.parametrize("method", registry.methods(), ids=lambda method: method.name)
+def test_help_beside_a_method_shows_its_flags_only(method: registry.Method) -> None:
+    from peft_pretraining.cli.parse import shared_parser
+    from peft_pretraining.flags.optimizer import sections_of
+
+    shown = set(shared_parser(sections_of(method)).fields) - set(shared_parser().fields)
+    assert shown == set(flags_of(method))
+
+
+def test_help_beside_a_method_is_that_of_its_declarations() -> None:
+    text = " ".join(help_of("--optimizer", "adamw_sn").split())
+    assert "hyperparameters of adamw_sn:" in text
+    assert "--beta1, --adam_beta1 X decay of the momentum; 0 is RMSProp-SN, which keeps none (default 0.9)" in text
+    assert "--rank" not in text and "--galore_scale" not in text
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_help_fits_the_terminal(columns: int) -> None:
+    for words in ((), ("--optimizer", "galore_adamw")):
+        lines = help_of(*words, columns=columns).splitlines()
+        assert max(map(len, lines)) <= max(columns, 80), max(lines, key=len)
+
+
+NO_TORCH = """
+import sys
+from peft_pretraining.cli.main import main
+try:
+    status = main(sys.argv[1:])
+except SystemExit as done:
+    status = done.code
+heavy = {"torch", "transformers", "datasets"} & set(sys.modules)
+assert not heavy, heavy
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["--rnak", "8"], 2),
+        (["--optimizer", "adamw_sn", "--rank", "8"], 2),
+        (["--optimizer", "adamw_snn"], 2),
+        (["--lr", "fast"], 2),
+        (["--batch_size", "0", "--optimizer", "adamw", "--model_config", "x"], 2),
+        (["--config", "absent.json"], 2),
+        (["--help"], 0),
+        (["--version"], 0),
+    ],
+)
+def test_a_mistake_is_answered_before_what_takes_seconds_is_imported(words: list[str], status: int) -> None:
+    done = in_process(NO_TORCH, *words)
+    assert done.returncode == status, done.stderr
+
+
+def test_the_catalogue_says_what_the_registry_says() -> None:
+    """Names, descriptions and flags that are read from the files are those of the imported methods."""
+    from peft_pretraining.flags.optimizer import sections_of
+    from peft_pretraining.flags.parser import FlagParser
+
+    for entry, method in zip(catalogue(), registry.methods(), strict=True):
+        parser = FlagParser()
+        for title, section in sections_of(method).items():
+            parser.add_section(section, title)
+        flags = {flag.lstrip("-") for flag in parser.flags} - {"help"}
+        assert (entry.name, entry.description, entry.aliases) == (method.name, method.description, method.aliases)
+        assert entry.flags == {flag for flag in flags if not flag.startswith("no_")}
+
+
+def test_an_unknown_flag_is_met_with_the_methods_that_have_it(minimal: list[str]) -> None:
+    assert "--rank is a flag of galore_adafactor" in complaint(["--rank", "8"])
+    assert "unknown flag --rnak; did you mean --rank?" in complaint([*minimal, "--rnak", "8"])
+    assert "--no_error_feedback is not used by --optimizer adamw_sn: leave it out, or choose ldadamw" in complaint(
+        [*minimal, "--no_error_feedback"]
+    )
+
+
+def test_a_value_out_of_range_names_its_flag(root: Path) -> None:
+    words = ["--model_config", str(root / "configs/llama_9m.json"), "--optimizer", "galore_adamw"]
+    assert "--rank 0: it must be at least 1" in complaint([*words, "--rank", "0"])
+    assert "--beta2 1.0: it must be at least 0 and below 1" in complaint([*words, "--beta2", "1"])
+    assert "--proj_type sideways: choose one of std" in complaint([*words, "--proj_type", "sideways"])
+
+
+def test_what_a_flag_switches_off_takes_its_companions_along(minimal: list[str]) -> None:
+    config = parse_config([*minimal, "--wandb_project", "X", "--wandb_run_name", "Y", "--wandb_mode", "disabled"])
+    assert config.logging.wandb_mode == "disabled"
+    assert parse_config([*minimal, "--details_every", "5", "--no_log_details"]).logging.log_details is False
+
+
+def test_a_home_folder_is_expanded_in_every_path(minimal: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    config = parse_config([*minimal, "--save_dir=~/runs/x", "--dataset", "~/texts", "--tokenizer=~/tokenizer"])
+    assert config.checkpoint.save_dir == "/home/somebody/runs/x"
+    assert (config.data.dataset, config.data.tokenizer) == ("/home/somebody/texts", "/home/somebody/tokenizer")
+    assert "/home/somebody/absent.json" in complaint(["--config=~/absent.json"])
+
+
+def test_a_run_says_nothing_of_other_methods(minimal: list[str]) -> None:
+    own = parse_config(minimal).to_dict()["optimizer"]
+    assert own.keys() == {"optimizer", "lr", "optimizer_file", *flags_of(registry.get("adamw_sn"))}
+
+
+def test_a_configuration_of_an_earlier_version_is_read(minimal: list[str], tmp_path: Path) -> None:
+    """It held null for every flag of the other methods."""
+    config = parse_config([*minimal, "--beta1", "0.5", "--scheduler", "wsd"])
+    saved = config.to_dict()
+    saved["optimizer"] |= dict.fromkeys(["rank", "proj_type", "rho", "subset_size", "momentum", "error_feedback"])
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(saved))
+    assert parse_config(["--config", str(path)]) == config

@@ -66,7 +66,7 @@ def test_a_flag_is_a_field_with_help_aliases_and_choices() -> None:
 
     (field,) = dataclasses.fields(Section)
     assert Section().size == 3
-    assert field.metadata["aliases"] == ["--extent", "--span"]
+    assert field.metadata["flags"] == ("extent", "span")
     assert field.metadata["choices"] == (3, 4)
 
 

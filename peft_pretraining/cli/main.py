@@ -1,0 +1,36 @@
+"""The command `thrift-train`, which torchrun_main.py is too: a configuration, then the run, then an exit status."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from loguru import logger
+
+from peft_pretraining.cli.parse import parse_config
+from peft_pretraining.console import configure_logging
+from peft_pretraining.errors import AgreedError, RunFailed, UsageError
+from peft_pretraining.training.preemption import StopSignals
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; says mistakes and known failures in one message, without a traceback."""
+    rank, config = int(os.environ.get("RANK", "0")), None
+    configure_logging(rank, processes=int(os.environ.get("WORLD_SIZE", "1")))
+    try:
+        with StopSignals() as stop:
+            config = parse_config(argv)
+            from peft_pretraining.training.pretrain import pretrain  # takes seconds; a mistake is told before
+
+            return pretrain(config, stop)
+    except UsageError as error:
+        # A mistake that all processes see is reported once.
+        if rank == 0 or not (config is None or isinstance(error, AgreedError)):
+            logger.error("{}", error)
+        return 2
+    except RunFailed as error:
+        logger.error("{}", error)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
