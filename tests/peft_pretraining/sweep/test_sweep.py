@@ -82,11 +82,8 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
     run = next(run for run in runs if run.method == "rmsprop")
     assert run.name == "rmsprop-max_length=64-lr=0.1-seed=0"
     config = parse_config(run.arguments())
-    assert (config.optimizer.optimizer, config.optimizer.arguments()["beta1"], config.data.max_length) == (
-        "adamw_sn",
-        0.0,
-        64,
-    )
+    assert (config.optimizer.optimizer, config.data.max_length) == ("adamw_sn", 64)
+    assert config.optimizer.arguments()["beta1"] == 0.0
 
 
 def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
