@@ -81,8 +81,20 @@ def write_result(name: str, content: Mapping[str, Any]) -> Path:
     """Writes benchmarks/results/NAME.json with the stamp of machine, versions and commit."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"stamp": stamp(), **content}, indent=2) + "\n")
+    path.write_text(as_text({"stamp": stamp(), **content}))
     return path
+
+
+def as_text(content: Mapping[str, Any]) -> str:
+    """JSON for people who read it and its changes: of a list of records, one per line."""
+    parts = []
+    for name, value in content.items():
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            text = "[\n" + ",\n".join(f"    {json.dumps(item)}" for item in value) + "\n  ]"
+        else:
+            text = json.dumps(value, indent=2).replace("\n", "\n  ")
+        parts.append(f"  {json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def stamp() -> dict[str, Any]:

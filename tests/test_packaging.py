@@ -10,6 +10,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.source_code import files, imports, name
 
@@ -99,7 +100,8 @@ def test_a_wheel_holds_all_code_and_data(root: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     for package in PACKAGES:
         shutil.copytree(root / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(root / "pyproject.toml", source)
+    for file in ("pyproject.toml", "LICENSE", "README.md"):
+        shutil.copy(root / file, source)
     command = [
         sys.executable,
         "-m",
@@ -122,3 +124,31 @@ def test_a_wheel_holds_all_code_and_data(root: Path, tmp_path: Path) -> None:
     }
     assert wanted - held == set()
     assert not any(entry.startswith("tests/") for entry in held)
+
+
+def test_license_and_citation_agree_with_the_package(root: Path) -> None:
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((root / "CITATION.cff").read_text())
+    assert project["license"] == citation["license"] == "Apache-2.0"
+    assert project["version"] == citation["version"]
+    assert "Apache License\n" in (root / "LICENSE").read_text() and project["license-files"] == ["LICENSE"]
+    assert all(reference["title"] and reference["authors"] for reference in citation["references"])
+
+
+LARGE = 200_000
+
+
+def test_large_files_are_read_by_a_page_or_a_test(root: Path) -> None:
+    """What is generated and only kept makes every clone slower."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("no git checkout")
+    kept = [root / path for path in listed.stdout.split("\0") if path]
+    readers = [path.read_text() for path in kept if path.suffix == ".md" or path.name.startswith("test_")]
+    unread = [
+        name(path)
+        for path in kept
+        if path.is_file() and path.stat().st_size > LARGE and not path.is_relative_to(root / "tests" / "data")
+        if not any(path.name in text for text in readers)
+    ]
+    assert unread == []

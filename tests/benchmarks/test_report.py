@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import gpu, report
-from benchmarks.common import stamp
+from benchmarks.common import as_text, stamp
 
 
 def test_a_missing_result_names_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,3 +36,10 @@ def test_figures_reach_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_gpu_figures_need_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main([]) == 2
     assert "needs a CUDA device" in capsys.readouterr().out
+
+
+def test_results_hold_a_record_per_line() -> None:
+    content = {"stamp": {"cores": 2}, "cells": [{"a": 1, "b": None}, {"a": 2.5}], "empty": [], "numbers": [1, 2]}
+    text = as_text(content)
+    assert json.loads(text) == content
+    assert '    {"a": 1, "b": null},\n    {"a": 2.5}\n' in text
