@@ -23,7 +23,7 @@ from torch import nn
 
 import optimizers
 from benchmarks.common import ROOT, write_result
-from optimizers.engine.distributed import replicate, synchronize
+from optimizers import replicate, synchronize
 
 
 def seconds(parallel: str, size: int, matrices: int) -> float:

@@ -13,6 +13,7 @@ from .engine import registry
 from .engine.optimizer import EngineOptimizer
 from .engine.options import EngineOptions
 from .engine.registry import Method, available, register
+from .engine.session import Session, replicate, session, synchronize
 from .engine.settings import Settings, beta, hyper
 from .galore_methods import GaLoreAdafactor, GaLoreAdamW, GaLoreAdamW8bit, GaLoreLion
 from .ldadam import LDAdamW
@@ -47,10 +48,14 @@ __all__ = [
     "Lion",
     "Method",
     "SGDBoost",
+    "Session",
     "Settings",
     "available",
     "beta",
     "build_optimizer",
     "hyper",
     "register",
+    "replicate",
+    "session",
+    "synchronize",
 ]

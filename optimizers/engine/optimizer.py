@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from . import arguments, sharding, state_io
-from .distributed import Alone, Exchange
+from .diagnostics import Observer
+from .exchange import Alone, Exchange
+from .in_backward import PerLayerUpdates, refuse_second_optimizer
 from .options import EngineOptions
 from .parameter import ManagedParameter, PendingUpdates, Shared
-from .per_layer import PerLayerUpdates, refuse_second_optimizer
 from .roles import role_of
 from .rule import UpdateRule
 from .settings import Settings
@@ -178,7 +179,7 @@ class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
             self.layers.abandon()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the gradients, those that `distributed.synchronize` took from `.grad` too."""
+        """Drop the gradients, those that `synchronize` took from `.grad` too."""
         self.pending.clear()
         super().zero_grad(set_to_none)
 
@@ -191,7 +192,7 @@ class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
         limit: Callable[[Tensor, ManagedParameter], None] | None = None,
         gathered: Mapping[Tensor, Tensor | None] = MappingProxyType({}),
     ) -> bool:
-        """Update one parameter from its gradient, or from what `distributed.synchronize` made of it; with a batch,
+        """Update one parameter from its gradient, or from what `synchronize` made of it; with a batch,
         perhaps not before the batch is finished.
 
         limit: compress the gradient, and clip what comes of it with this. gathered: whole gradients that are here.
@@ -224,6 +225,18 @@ class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
         if managed.param in refreshed:
             return refreshed[managed.param]
         return sharding.gather_gradient(managed.param, managed.placement)
+
+    def observe(self) -> Observer:
+        """Collect figures of updates from now on; ask the observer for them."""
+        self.shared.observer = Observer(self.managed.values())
+        return self.shared.observer
+
+    def enable_meta_updates(self) -> None:
+        """Let an optimizer of meta tensors, which only allocates, update there too, for a prediction of memory."""
+        for param, managed in self.managed.items():
+            managed.start_on_meta()
+            if self.layers is not None:
+                self.layers.watch(param, meta=True)
 
     # -- what users ask -----------------------------------------------------------------------------------------
 

@@ -110,6 +110,12 @@ class ManagedParameter:
         self._known = [weakref.ref(tensor) for tensor in state.values()]
         self.forget_refresh()
 
+    def start_on_meta(self) -> None:
+        """A fresh state is zero, hence has no basis; on the meta device its values could not say so."""
+        if self.quantised:
+            precision.prepare_codes(self.param.device, meta=True)
+        self.initialised = False if self.rule.refreshes else None
+
     def forget_refresh(self) -> None:
         """Look at the state again before the next update: it may be another one."""
         self.initialised, self.refreshed_at = None, 0

@@ -52,12 +52,14 @@ def layout(name: str, spec: StateSpec, storage: str) -> Layout:
 _CODES: dict[tuple[bool, torch.device], Tensor] = {}
 
 
-def prepare_codes(device: torch.device) -> None:
+def prepare_codes(device: torch.device, meta: bool = False) -> None:
     """Make the two maps of 256 ascending values on a device, before 8-bit state is used there.
+
+    meta: also on the meta device, where they have no values.
 
     Raises ValueError when bitsandbytes is not installed.
     """
-    if device.type == "meta" or (True, device) in _CODES:
+    if (device.type == "meta" and not meta) or (True, device) in _CODES:
         return
     try:
         from bitsandbytes.functional import create_dynamic_map

@@ -6,7 +6,7 @@ the prediction follows the code. It is that of eager execution in one process, w
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from optimizers import build_optimizer
-from optimizers.engine import precision
+from optimizers import Session, build_optimizer, session
 from optimizers.engine.optimizer import EngineOptimizer
 from peft_pretraining.distributed.world import World
 from peft_pretraining.errors import UsageError
@@ -81,12 +80,15 @@ def _predict(config: RunConfig, layers: int) -> Account:
     watch(ledger, model)
     try:
         optimizer = build_optimizer(config.optimizer.optimizer, model, config.optimizer.lr, **arguments)
-        _complete(optimizer)
+        if isinstance(optimizer, EngineOptimizer):
+            optimizer.enable_meta_updates()
+        training = config.training
+        updates = session(optimizer, max_norm=training.grad_clipping, micro_batches=training.gradient_accumulation or 1)
         mark_state(ledger, optimizer)
         with ledger:
             for update in range(1, _UPDATES + 1):
                 ledger.stage = f"update {update}"
-                _update(ledger, model, optimizer, config)
+                _update(ledger, model, updates, config)
                 mark_state(ledger, optimizer)
     except ValueError as error:
         raise UsageError(f"--optimizer {config.optimizer.optimizer}: {error}") from error
@@ -110,7 +112,7 @@ def _extended(shallow: Bytes, deep: Bytes, factor: float) -> Bytes:
 
 def mark_state(ledger: Ledger, optimizer: torch.optim.Optimizer) -> None:
     """Tell the ledger which tensors are state, and of what kind."""
-    managed = getattr(optimizer, "managed", {})
+    managed = optimizer.managed if isinstance(optimizer, EngineOptimizer) else {}
     for param, state in optimizer.state.items():
         specs = {name: spec.kind for name, spec, _ in managed[param].specs} if param in managed else {}
         for name, value in state.items():
@@ -162,45 +164,26 @@ def _place(name: str, layers: int) -> str:
     return f"an inner layer, {match[2]}"
 
 
-def _update(ledger: Ledger, model: PretrainingLlama, optimizer: torch.optim.Optimizer, config: RunConfig) -> None:
+def _update(ledger: Ledger, model: PretrainingLlama, updates: Session, config: RunConfig) -> None:
     """One update as `training.train_step` makes it in one process."""
     training = config.training
     update = ledger.stage
-    micro_batches, in_backward = training.gradient_accumulation or 1, getattr(optimizer, "per_layer", False)
+    micro_batches = training.gradient_accumulation or 1
     ids = torch.zeros(training.batch_size, config.data.max_length, dtype=torch.int64)
     lengths = torch.full((training.batch_size,), config.data.max_length)
-    if in_backward:
-        optimizer.begin_update(micro_batches, training.grad_clipping)  # type: ignore[attr-defined]
+    updates.begin(micro_batches)
     for number in range(1, micro_batches + 1):
         ledger.stage = f"{update}, micro-batch {number}" if micro_batches > 1 else update
         (model(ids, lengths) / ids.numel()).backward()
     ledger.stage, ledger.moment = update, "optimizer"
-    if not in_backward:
-        norm = gradient_norm(optimizer, World(META))
+    if not updates.in_backward:
+        norm = gradient_norm(updates, World(META))
         if training.grad_clipping > 0:
-            clip_gradients(optimizer, norm, training.grad_clipping)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+            clip_gradients(updates, norm, training.grad_clipping)
+    updates.step()
 
 
-def _complete(optimizer: torch.optim.Optimizer) -> None:
-    """Let an optimizer of the engine, which only allocates on meta, update there too.
-
-    A fresh state is zero, hence no basis settled; on meta its values could not say so.
-    """
-    if not isinstance(optimizer, EngineOptimizer):
-        return
-    if any(storage == "int8" for managed in optimizer.managed.values() for _, _, storage in managed.specs):
-        precision.prepare_codes(torch.device("cpu"))  # loads the operations
-        for signed in (True, False):
-            precision._CODES[signed, META] = torch.empty(256, device=META)
-    for param, managed in optimizer.managed.items():
-        managed.initialised = False if managed.rule.refreshes else None
-        if optimizer.layers is not None:
-            param.register_post_accumulate_grad_hook(optimizer.layers.on_gradient)
-
-
-def _kind(name: str, specs: dict[str, str]) -> str:
+def _kind(name: str, specs: Mapping[str, str]) -> str:
     own = specs.get(name) or specs.get(name.removesuffix("_absmax"))
     return own or next((kind for part, kind in _OF_LIBRARIES if part in name), "statistic")
 

@@ -8,6 +8,7 @@ import torch
 from loguru import logger
 from torch import Tensor
 
+from optimizers import Session
 from optimizers.engine.diagnostics import Observer, changes, rms, second_moments, short_name, to_host
 from optimizers.engine.optimizer import EngineOptimizer
 
@@ -30,7 +31,7 @@ class Details:
         self._optimizer = optimizer
         self._observer: Observer | _StepObserver
         if isinstance(optimizer, EngineOptimizer):
-            self._observer = optimizer.shared.observer = Observer(optimizer.managed.values())
+            self._observer = optimizer.observe()
         else:
             self._observer = _StepObserver(optimizer, names)
 
@@ -84,14 +85,12 @@ class _StepObserver:
         self._before = {}
 
 
-def warn_of_gaps(optimizer: torch.optim.Optimizer, replicated: bool, clipped: bool, micro_batches: int) -> None:
+def warn_of_gaps(session: Session, micro_batches: int) -> None:
     """Says which figures cannot be had, because the whole gradient of a layer is never on this process."""
-    rules = [managed.rule for managed in getattr(optimizer, "managed", {}).values()]
-    travels = replicated and (not clipped or getattr(optimizer, "per_layer", False))
-    if travels and any(rule.compresses and not rule.follows_gradient for rule in rules):
+    if session.hides_gradients():
         logger.info(
             "--log_details: gradients travel projected, so gradient_rms, captured_energy and effective_rank of "
             "projected layers are known at refreshes only; with --grad_clipping (and no --per_layer) they travel whole"
         )
-    if getattr(optimizer, "per_layer", False) and micro_batches > 1:
+    if session.in_backward and micro_batches > 1:
         logger.info("--log_details: --per_layer with several micro-batches keeps no whole gradient to look at")

@@ -58,8 +58,8 @@ class Logbook:
         except OSError as error:
             raise UsageError(f"--save_dir {run.folder.path}: metrics cannot be written ({error})") from error
         self._tracker = start_tracker(run.config.logging, run.config.to_dict(), run.folder.path)
-        if hasattr(run.optimizer, "routing_table"):
-            logger.info("which parameter is updated how:\n{}", run.optimizer.routing_table())
+        if (table := run.session.routing_table()) is not None:
+            logger.info("which parameter is updated how:\n{}", table)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._bar.close()
@@ -96,7 +96,7 @@ class Logbook:
 
     def _pass_on_warnings(self) -> None:
         """Says once each what the optimizer has borne."""
-        for warning in getattr(self._run.optimizer, "warnings", {}).keys() - self._warned:
+        for warning in self._run.session.warnings.keys() - self._warned:
             self._warned.add(warning)
             logger.warning("optimizer: {}", warning)
 
@@ -133,7 +133,7 @@ class Logbook:
             "tokens_seen": run.progress.tokens_seen,
             "training_seconds": round(run.progress.seconds, 3),
             "peak_memory_mb": round(peak_memory_mb(run.world.device), 1),
-            "optimizer_state_bytes": states[0] if run.replicated else sum(states),
+            "optimizer_state_bytes": states[0] if run.session.replicated else sum(states),
             "checkpoint": str(checkpoint),
             "loss_curve": str(folder / LOSS_CURVE),
             "data_faults": dict(passed_over),

@@ -9,9 +9,7 @@ from pathlib import Path
 import torch
 from loguru import logger
 
-from optimizers import build_optimizer
-from optimizers.engine.distributed import replicate
-from optimizers.engine.optimizer import EngineOptimizer
+from optimizers import Session, build_optimizer, session
 from peft_pretraining.atomic_write import write_atomically
 from peft_pretraining.checkpoint.find import choose_folder, find_checkpoint
 from peft_pretraining.checkpoint.optimizer_state import group_values, parameter_names
@@ -35,8 +33,8 @@ from peft_pretraining.training.schedule import Schedule, build_schedule
 class Run:
     """What training and evaluation work on.
 
-    state: what updates change. details: of the main process, where they are asked for. stopping: whether all processes
-    have agreed to stop after the current update.
+    state: what updates change. session: how the loop talks to the optimizer. details: of the main process, where they
+    are asked for. stopping: whether all processes have agreed to stop after the current update.
     """
 
     config: RunConfig
@@ -44,6 +42,7 @@ class Run:
     stop: StopSignals
     folder: RunFolder
     state: TrainingState
+    session: Session
     schedule: Schedule
     checkpoints: Checkpoints
     details: Details | None = None
@@ -79,16 +78,6 @@ class Run:
         """Whether something that happens `every` updates, and after the last one, happens now."""
         update = self.progress.update
         return update > 0 and (update % every == 0 or update == self.updates)
-
-    @property
-    def replicated(self) -> bool:
-        """Whether several processes hold copies of the model."""
-        return self.world.world_size > 1 and self.config.parallel.parallel == "ddp"
-
-    @property
-    def updates_in_backward(self) -> bool:
-        """Whether the optimizer updates each parameter inside the backward pass and frees its gradient."""
-        return getattr(self.optimizer, "per_layer", False)
 
     @property
     def evaluation_due(self) -> bool:
@@ -142,8 +131,7 @@ def restore_or_start(config: RunConfig, world: World, stop: StopSignals, folder:
 
 
 def _watch(run: Run) -> Details:
-    training = run.config.training
-    warn_of_gaps(run.optimizer, run.replicated, training.grad_clipping > 0, training.gradient_accumulation or 1)
+    warn_of_gaps(run.session, run.config.training.gradient_accumulation or 1)
     return Details(run.optimizer, run.state.names, run.config.logging.details_every)
 
 
@@ -173,16 +161,14 @@ def _build(config: RunConfig, world: World, stop: StopSignals, folder: RunFolder
         initialise(model, world.device, training.seed)
     with world.together():
         optimizer = _build_optimizer(config, model)
-    if world.world_size > 1 and config.parallel.parallel == "ddp":
-        replicate(optimizer)
-    if isinstance(optimizer, EngineOptimizer):
-        optimizer.shared.progress = world.arrive
+        updates = _begin_session(config, optimizer, world)
     return Run(
         config=config,
         world=world,
         stop=stop,
         folder=folder,
         state=TrainingState(model, optimizer, parameter_names(model, optimizer), group_values(optimizer), data),
+        session=updates,
         schedule=build_schedule(config.schedule, training.num_training_steps),
         checkpoints=Checkpoints(folder, world, config.checkpoint, config.to_dict()),
     )
@@ -192,19 +178,30 @@ def _build_optimizer(config: RunConfig, model: PretrainingLlama) -> torch.optim.
     chosen = config.optimizer
     try:
         optimizer = build_optimizer(chosen.optimizer, model, chosen.lr, **chosen.arguments())
-        if getattr(optimizer, "per_layer", False):
-            # Refuses what it cannot accumulate.
-            clipping = config.training.grad_clipping
-            optimizer.begin_update(config.training.gradient_accumulation or 1, clipping)  # type: ignore[attr-defined]
-            if clipping > 0:
-                logger.info("--grad_clipping {} limits the norm of each parameter", clipping)
     except (ValueError, ImportError) as error:
         raise UsageError(f"--optimizer {chosen.optimizer}: {error}") from error
-    if hasattr(optimizer, "trusts_gradients"):
-        optimizer.trusts_gradients = True  # an update with a non-finite norm is skipped before it
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     return optimizer
+
+
+def _begin_session(config: RunConfig, optimizer: torch.optim.Optimizer, world: World) -> Session:
+    """How the loop talks to the optimizer; refuses what the optimizer cannot accumulate or clip."""
+    clipping = config.training.grad_clipping
+    try:
+        updates = session(
+            optimizer,
+            max_norm=clipping,
+            micro_batches=config.training.gradient_accumulation or 1,
+            replicas=world.world_size > 1 and not shards(config.parallel, world),
+            checks_gradients=True,  # an update with a non-finite norm is skipped
+        )
+    except ValueError as error:
+        raise UsageError(f"--optimizer {config.optimizer.optimizer}: {error}") from error
+    if updates.in_backward and clipping > 0:
+        logger.info("--grad_clipping {} limits the norm of each parameter", clipping)
+    updates.report_progress(world.arrive)
+    return updates
 
 
 def _settle_in(run: Run) -> None:

@@ -12,7 +12,7 @@ from loguru import logger
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from optimizers.engine.distributed import synchronize
+from optimizers import Session
 from peft_pretraining.distributed.parallelize import set_last_micro_batch
 from peft_pretraining.distributed.world import World
 from peft_pretraining.errors import RunFailed
@@ -66,7 +66,7 @@ def train_step(run: "Run") -> StepResult:
         batches = next(run.data).micro_batches
     counts = _sum(run, _count_tokens(batches, run.world.device), clock)
     _open_update(run, len(batches), clock)
-    sent = _bytes_sent(run)
+    sent = run.session.bytes_sent
     loss_sum = _accumulate_gradients(run, batches, counts[0], clock)
     with clock("optimizer"):
         loss, norm = _update_weights(run, loss_sum, clock)
@@ -82,7 +82,7 @@ def train_step(run: "Run") -> StepResult:
         tokens=int(tokens),
         tokens_seen=run.progress.tokens_seen,
         skipped=skipped,
-        bytes_sent=_bytes_sent(run) - sent,
+        bytes_sent=run.session.bytes_sent - sent,
         seconds=seconds,
         phases=clock.read(),
         details={} if run.details is None else run.details.end(),
@@ -95,10 +95,8 @@ def _open_update(run: "Run", micro_batches: int, clock: PhaseClock) -> None:
     """Tells those who take part in the update that it begins."""
     if run.details is not None:
         run.details.begin(run.progress.update + 1)
-    if run.replicated:
-        run.optimizer.exchange.timed = partial(clock, "communication")  # type: ignore[attr-defined]
-    if run.updates_in_backward:
-        run.optimizer.begin_update(micro_batches, run.config.training.grad_clipping)  # type: ignore[attr-defined]
+    run.session.time_messages(partial(clock, "communication"))
+    run.session.begin(micro_batches)
 
 
 def _sum(run: "Run", tensor: Tensor, clock: PhaseClock) -> Tensor:
@@ -119,11 +117,11 @@ def _accumulate_gradients(run: "Run", batches: "list[Batch]", tokens: Tensor, cl
     divisor = tokens.clamp_min(1).float()
     for index, batch in enumerate(batches):
         # An update inside the backward pass needs the sum of every micro-batch's gradient at once.
-        set_last_micro_batch(run.model, last=run.updates_in_backward or index == len(batches) - 1)
+        set_last_micro_batch(run.model, last=run.session.in_backward or index == len(batches) - 1)
         with clock("forward"):
             loss = run.model(batch.input_ids, batch.lengths)
         total += loss.detach()
-        if run.updates_in_backward and not _sum(run, loss.detach().double(), clock).isfinite():
+        if run.session.in_backward and not _sum(run, loss.detach().double(), clock).isfinite():
             # The backward pass would change the weights: nothing can be skipped after it.
             continue
         with clock("backward"):
@@ -137,40 +135,34 @@ def _update_weights(run: "Run", loss_sum: Tensor, clock: PhaseClock) -> tuple[fl
     Returns the loss summed over processes, and the norm of the summed gradient before clipping: None where
     updates were made in the backward pass and gradients are gone.
     """
-    world, optimizer, clipping = run.world, run.optimizer, run.config.training.grad_clipping
-    norm = None if run.updates_in_backward else gradient_norm(optimizer, world)
+    session, world, clipping = run.session, run.world, run.config.training.grad_clipping
+    norm = None if session.in_backward else gradient_norm(session, world)
     finite = torch.ones_like(loss_sum) if norm is None else norm.isfinite().to(loss_sum)
     facts = torch.stack([loss_sum, 1 - finite, torch.full_like(finite, run.vote_to_stop())])
     loss, bad, stops = _sum(run, facts, clock).tolist()
     run.count_votes(stops)
-    if norm is None:
-        if math.isfinite(loss):
-            optimizer.step()
-        else:
-            optimizer.abandon_update()  # type: ignore[attr-defined]
-        return loss, None
     good = math.isfinite(loss) and not bad
-    if good and run.replicated:
+    if good and session.replicated and norm is not None:
         world.arrive()
-        # A gradient that travels projected is never whole, so clipping by its norm rules that out.
-        synchronize(optimizer, projected=clipping == 0)
-        norm = gradient_norm(optimizer, world)
+        session.synchronize()
+        norm = gradient_norm(session, world)
         good = bool(norm.isfinite())
-    if good:
-        if clipping > 0:
-            clip_gradients(optimizer, norm, clipping)
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss, float(norm) if good else math.nan
+    if not good:
+        session.abandon()
+        return loss, None if norm is None else math.nan
+    if clipping > 0 and norm is not None:
+        clip_gradients(session, norm, clipping)
+    session.step()
+    return loss, None if norm is None else float(norm)
 
 
-def gradient_norm(optimizer: torch.optim.Optimizer, world: World) -> Tensor:
+def gradient_norm(session: Session, world: World) -> Tensor:
     """The global norm of the gradients at hand, 0-D fp32, not waited for; sharded ones are added up over
     processes.
 
     Sums are fp32 also for bf16 gradients, whose own norms would be rounded to one part in 256.
     """
-    gradients = _gradients(optimizer)
+    gradients = session.gradients()
     norms = torch._foreach_norm([_local(gradient) for gradient in gradients], 2, dtype=torch.float32)
     if not norms:
         return torch.zeros((), device=world.device)
@@ -180,21 +172,10 @@ def gradient_norm(optimizer: torch.optim.Optimizer, world: World) -> Tensor:
     return norm
 
 
-def clip_gradients(optimizer: torch.optim.Optimizer, norm: Tensor, largest: float) -> None:
+def clip_gradients(session: Session, norm: Tensor, largest: float) -> None:
     """Scales the gradients, whose global norm is `norm`, to a norm of at most `largest`."""
-    local = [_local(gradient) for gradient in _gradients(optimizer)]
+    local = [_local(gradient) for gradient in session.gradients()]
     torch._foreach_mul_(local, (largest / (norm + 1e-6)).clamp(max=1.0))
-
-
-def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The gradients, or what `synchronize` has made of those that travelled projected."""
-    projected = list(getattr(optimizer, "pending", {}).values())
-    return projected + [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-
-
-def _bytes_sent(run: "Run") -> int:
-    """Bytes of gradients and bases that this process has contributed to sums so far."""
-    return getattr(getattr(run.optimizer, "exchange", None), "bytes_sent", 0)
 
 
 def _local(tensor: Tensor) -> Tensor:

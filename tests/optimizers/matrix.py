@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import optimizers
+from optimizers import replicate, synchronize
 from optimizers.engine import registry
-from optimizers.engine.distributed import replicate, synchronize
 
 UPDATES, BATCH, LENGTH, VOCABULARY = 20, 4, 16, 96
 PROJ_TYPES = ("std", "full", "random", "continuous", "continuous_adam8bit")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import optimizers
 from optimizers.baselines import EngineAdamW, EngineSGD
-from optimizers.engine.per_layer import ordered_streams
+from optimizers.engine.in_backward import ordered_streams
 from tests.optimizers.models import loss_of, tiny_llama
 from tests.optimizers.test_integration import Rows
 

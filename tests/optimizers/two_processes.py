@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import optimizers
+from optimizers import replicate, synchronize
 from optimizers.baselines import EngineSGD
-from optimizers.engine.distributed import replicate, synchronize
 from optimizers.galore import ProjectedStep
 from tests.optimizers.matrix import BATCH, LENGTH, VOCABULARY, flatten, model, shard
 

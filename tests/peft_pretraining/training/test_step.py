@@ -10,6 +10,7 @@ import pytest
 import torch
 from loguru import logger
 
+import optimizers
 from peft_pretraining.cli.parse import parse_config
 from peft_pretraining.distributed.world import session
 from peft_pretraining.errors import UsageError
@@ -71,13 +72,13 @@ def test_the_norm_of_bf16_gradients_is_not_rounded_to_bf16() -> None:
 
     parameter = torch.nn.Parameter(torch.zeros(1000, dtype=torch.bfloat16))
     parameter.grad = torch.full_like(parameter, 0.1)
-    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    updates = optimizers.session(torch.optim.SGD([parameter], lr=1.0))
     world = World(torch.device("cpu"))
-    norm = gradient_norm(optimizer, world)
+    norm = gradient_norm(updates, world)
     assert norm.dtype is torch.float32
     assert float(norm) == pytest.approx(float(parameter.grad.double().norm()), rel=1e-6)
-    clip_gradients(optimizer, norm, 1.0)
-    assert float(gradient_norm(optimizer, world)) == pytest.approx(1.0, rel=4e-3)
+    clip_gradients(updates, norm, 1.0)
+    assert float(gradient_norm(updates, world)) == pytest.approx(1.0, rel=4e-3)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "galore_adamw", "sgd_boost"])

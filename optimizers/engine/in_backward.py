@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import distributed, sharding
+from . import sharding, synchronize
 from .combined import CombinedOptimizer
-from .distributed import Alone
+from .exchange import Alone
 
 if TYPE_CHECKING:
     from .optimizer import EngineOptimizer
@@ -44,9 +44,12 @@ class PerLayerUpdates:
         self.sums: dict[Tensor, Tensor] = {}
         self.bad_gradients: Tensor | None = None
 
-    def watch(self, param: Tensor) -> None:
-        """Update this parameter from its gradient hook on, also when it is frozen now and unfrozen later."""
-        if param.is_meta:
+    def watch(self, param: Tensor, meta: bool = False) -> None:
+        """Update this parameter from its gradient hook on, also when it is frozen now and unfrozen later.
+
+        A parameter on the meta device, where most optimizers only allocate, is updated when `meta` asks for it.
+        """
+        if param.is_meta and not meta:
             return
         hooked = param in _OWNERS
         _OWNERS[param] = weakref.ref(self)
@@ -93,7 +96,7 @@ class PerLayerUpdates:
                 raise ValueError(
                     f"{self.optimizer.managed[param].name}: a gradient was written after its update in the backward "
                     "pass, as torch's DistributedDataParallel does. Use the bare model and call "
-                    "optimizers.engine.distributed.replicate(optimizer), or leave out per_layer"
+                    "optimizers.replicate(optimizer), or leave out per_layer"
                 )
             if count < self.micro_batches:
                 self._finish(param, None)
@@ -172,7 +175,7 @@ class PerLayerUpdates:
         if alone and dist.is_initialized() and dist.get_world_size() > 1:
             raise ValueError(
                 f"{managed.name}: per_layer would update each process's copy from its own gradient. Call "
-                "optimizers.engine.distributed.replicate(optimizer) and train the bare model (no "
+                "optimizers.replicate(optimizer) and train the bare model (no "
                 "DistributedDataParallel), shard it with fully_shard, or leave out per_layer"
             )
 
@@ -183,7 +186,7 @@ class PerLayerUpdates:
         several micro-batches, and all that travels between replicas, so the limit is the same in every layout.
         """
         managed = self.optimizer.managed[param]
-        whole, compressed = distributed.reduce_gradient(self.optimizer, param, grad)
+        whole, compressed = synchronize.reduce_gradient(self.optimizer, param, grad)
         clips_compressed = managed.rule.compresses and self.max_norm > 0
         self._limit(whole, clip=not clips_compressed)
         self._limit(compressed, managed)
@@ -198,7 +201,7 @@ class PerLayerUpdates:
             summed = whole if exchange.parts == 1 else exchange.sum(grad.clone())
             if managed.placement.mode == "rows":
                 summed = grad.full_tensor()  # type: ignore[attr-defined]
-            distributed.refresh(managed, summed, exchange)
+            synchronize.refresh(managed, summed, exchange)
         if whole is None or not managed.initialised:
             return
         part = managed.compress(whole)
