@@ -30,6 +30,7 @@ FLOORS = (
         "peft_pretraining/memory",
         "peft_pretraining/finetuning",
         "peft_pretraining/generate.py",
+        "peft_pretraining/tokenizer.py",
         "peft_pretraining/launch.py",
         *COMMANDS,
     ),

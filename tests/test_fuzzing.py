@@ -28,7 +28,8 @@ from loguru import logger
 from peft_pretraining.cli.parse import parse_config
 from peft_pretraining.data import DataError
 from peft_pretraining.data.documents import DocumentParser
-from peft_pretraining.data.lanes import Lane, Plan
+from peft_pretraining.data.lanes import Lane
+from peft_pretraining.data.plan import Plan
 from peft_pretraining.data.records import Reader
 from peft_pretraining.data.shards import local_corpus
 from peft_pretraining.distributed.world import session

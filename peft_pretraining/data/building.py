@@ -4,10 +4,14 @@ import hashlib
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from loguru import logger
 
 from peft_pretraining.data.builtin_tokenizer import builtin_tokenizer
+from peft_pretraining.data.cache import check_cache
 from peft_pretraining.data.config import DEFAULT_HUB_TOKENIZER, DataConfig
+from peft_pretraining.data.holdout import HELD_OUT_OF
 from peft_pretraining.data.shards import Corpus
 from peft_pretraining.data.sources import find_corpus
 from peft_pretraining.data.stream import Share, TrainingData
@@ -52,12 +56,14 @@ def build_data(
     world_size: int = 1,
     processes: Processes | None = None,
     seed: int = 0,
+    positions: int | None = None,
 ) -> TrainingData:
     """The data of one rank.
 
     batch_size: sequences of a micro-batch. global_batch: sequences of an update over all ranks and
     micro-batches. seed: of the order, where --data_seed is not given. processes: those of the run, if there are
-    several; with them this is a collective, and only rank 0 asks the hub. Raises UsageError.
+    several; with them this is a collective, and only rank 0 asks the hub. positions: those that the model is made
+    for. Raises UsageError.
     """
     processes = processes or Alone()
     share = Share(batch_size, global_batch, rank, world_size)
@@ -65,6 +71,13 @@ def build_data(
     if config.dataset == "builtin" and rank:
         with processes.working("prepares the data"):
             corpus = _own_copy(config, corpus)
+    if positions is not None and config.max_length > positions and rank == 0:
+        logger.warning(
+            "--max_length {} is more than the model's {} positions (max_position_embeddings): it trains, but other "
+            "programs may refuse or cut longer texts; set it in --model_config to the length you train with",
+            config.max_length,
+            positions,
+        )
     encoder = Encoder(tokenizer, vocab_size)
     order = {
         "dataset": config.dataset if config.dataset in ("c4", "builtin") else "files",
@@ -74,12 +87,24 @@ def build_data(
         "packing": config.packing,
         "data_seed": seed if config.data_seed is None else config.data_seed,
         "shuffle_block": config.shuffle_block,
+        **_unusual(config, corpus),
     }
     workers = _usual_workers() if config.workers is None else config.workers
     return TrainingData(config, corpus, tokenizer, encoder, share, order, workers)
 
 
+def _unusual(config: DataConfig, corpus: Corpus) -> dict[str, Any]:
+    """What decides the documents beyond the usual: left out where it is as usual, so that older positions still fit."""
+    unusual: dict[str, Any] = {}
+    if config.txt_documents != "file" and any(shard.kind == "text" for shard in corpus.train):
+        unusual["txt_documents"] = config.txt_documents
+    if corpus.hold_out and corpus.holdout != HELD_OUT_OF:
+        unusual["holdout"] = corpus.holdout
+    return unusual
+
+
 def _find(config: DataConfig, vocab_size: int) -> tuple[Corpus, "PreTrainedTokenizerFast"]:
+    check_cache()
     name = config.tokenizer or ("builtin" if config.dataset == "builtin" else DEFAULT_HUB_TOKENIZER)
     corpus = find_corpus(config)
     if name == "builtin":

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,19 +15,21 @@ from peft_pretraining.data.cache import cache_folder
 from peft_pretraining.errors import UsageError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-_PAD, _EOS, _BOS = "<pad>", "</s>", "<s>"  # ids 0, 1, 2; pad and EOS as in T5
-_BYTES = 256
+# Ids 0, 1 and 2; pad and EOS as in T5.
+SPECIAL_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "bos_token": "<s>"}
+LEAST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 
 
 def builtin_tokenizer(vocab_size: int) -> "PreTrainedTokenizerFast":
     """The tokenizer of `vocab_size` ids, trained on the first call and then kept. Raises UsageError."""
     from transformers import PreTrainedTokenizerFast
 
-    if vocab_size < _BYTES + 3:
+    if vocab_size < LEAST_VOCABULARY:
         raise UsageError(
-            f"--tokenizer builtin needs a vocab_size of {_BYTES + 3} or more (bytes and pad, EOS, BOS), "
+            f"--tokenizer builtin needs a vocab_size of {LEAST_VOCABULARY} or more (bytes and pad, EOS, BOS), "
             f"and --model_config has {vocab_size}"
         )
     corpus = builtin_corpus.ensure_corpus()
@@ -41,29 +44,29 @@ def builtin_tokenizer(vocab_size: int) -> "PreTrainedTokenizerFast":
             raise UsageError(
                 f"--tokenizer builtin cannot be kept in {file}: {error}; set THRIFT_CACHE to a writable folder"
             ) from error
-    return PreTrainedTokenizerFast(
-        tokenizer_file=str(file),
-        pad_token=_PAD,
-        eos_token=_EOS,
-        bos_token=_BOS,
-        clean_up_tokenization_spaces=False,
-    )
+    return PreTrainedTokenizerFast(tokenizer_file=str(file), **SPECIAL_TOKENS, clean_up_tokenization_spaces=False)
 
 
-def _train(corpus: Path, vocab_size: int, file: Path) -> None:
+def train_bpe(texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+    """A byte-level BPE of `vocab_size` ids, of which pad, EOS and BOS are 0, 1 and 2."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    started = time.monotonic()
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[_PAD, _EOS, _BOS],
+        special_tokens=list(SPECIAL_TOKENS.values()),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(builtin_corpus.texts(corpus), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _train(corpus: Path, vocab_size: int, file: Path) -> None:
+    started = time.monotonic()
+    tokenizer = train_bpe(builtin_corpus.texts(corpus), vocab_size)
     temporary = Path(tempfile.mkdtemp(dir=file.parent))
     try:
         tokenizer.save(str(temporary / file.name))

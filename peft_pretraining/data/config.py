@@ -4,11 +4,13 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
+from peft_pretraining.data.holdout import HELD_OUT_OF
 from peft_pretraining.errors import UsageError
 from peft_pretraining.flags.fields import TokenCount, flag
 
 DEFAULT_HUB_TOKENIZER = "t5-base"
 _LEAST = {"max_length": 2, "shuffle_block": 1, "eval_tokens": 1, "lanes": 1, "workers": 0}
+TXT_DOCUMENTS = ("file", "paragraph", "line")
 _RANGE = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")
 
 
@@ -23,16 +25,38 @@ class DataConfig:
         help="c4 (allenai/c4 en, streamed from the hub), builtin (documentation of the installed Python "
         "packages, needs no network), or a path or glob of json, jsonl, txt (or .gz, .zst) or parquet files",
     )
+    eval_dataset: str | None = flag(
+        None,
+        help="path or glob of the files to validate on (or builtin, or c4: its validation part), instead of the "
+        "validation files of --dataset or of documents held out from it",
+    )
+    holdout: int = flag(
+        HELD_OUT_OF,
+        metavar="N",
+        help="keep one document in N for validation, chosen by its content, where --dataset has no validation files "
+        "and --eval_dataset is not given; 0 keeps none",
+    )
     dataset_revision: str = flag("main", help="branch, tag or commit of allenai/c4 on the hub")
     text_column: str = flag("text", help="field of json or parquet records that holds a document")
+    txt_documents: str = flag(
+        "file",
+        choices=TXT_DOCUMENTS,
+        help="what is a document in a txt file: the whole file (in parts of 1 MiB, if it is longer), each paragraph "
+        "between blank lines, or each line",
+    )
     tokenizer: str | None = flag(
         None,
-        help="Hugging Face name or path, or builtin: a byte-level BPE of the model's vocabulary, trained "
+        help="Hugging Face name, the folder of a saved tokenizer or its tokenizer.json, or builtin: a "
+        "byte-level BPE of the model's vocabulary, trained "
         f"once on the builtin corpus (default: {DEFAULT_HUB_TOKENIZER}; builtin with --dataset builtin)",
     )
     max_length: int = flag(256, help="tokens in a row")
     packing: bool = flag(
         False, help="fill rows with documents joined by EOS, instead of one padded or cut document a row"
+    )
+    document_mask: bool = flag(
+        False,
+        help="with --packing: tokens attend only to their own document, not to those before it in the row",
     )
     workers: int | None = flag(
         None,
@@ -68,7 +92,13 @@ class DataConfig:
             raise UsageError(f"--data_seed {self.data_seed}: give 0 or more")
         if not self.data_timeout > 0:
             raise UsageError(f"--data_timeout {self.data_timeout}: give a number of seconds above 0")
-        if self.dataset_revision != "main" and self.dataset != "c4":
+        if self.document_mask and not self.packing:
+            raise UsageError("--document_mask needs --packing: without it a row holds one document")
+        if self.holdout < 0 or self.holdout == 1:
+            raise UsageError(f"--holdout {self.holdout}: give 2 or more (one document in so many), or 0 for none")
+        if self.txt_documents not in TXT_DOCUMENTS:
+            raise UsageError(f"--txt_documents {self.txt_documents}: give one of {', '.join(TXT_DOCUMENTS)}")
+        if self.dataset_revision != "main" and "c4" not in (self.dataset, self.eval_dataset):
             raise UsageError(f"--dataset_revision {self.dataset_revision} needs --dataset c4: leave it out")
         parse_ranges(self.skip_batches)
 

@@ -1,23 +1,16 @@
 """From the bytes of a record to the text of a document, or to the reason why there is none."""
 
-import hashlib
 import json
 
 from loguru import logger
 
 from peft_pretraining.data.faults import DAMAGED, EMPTY, INVALID_JSON, INVALID_UTF8, NO_TEXT, NOT_TEXT, Skipped
+from peft_pretraining.data.holdout import is_held_out
 from peft_pretraining.data.lines import Record
 from peft_pretraining.data.shards import Shard
 from peft_pretraining.errors import UsageError
 
-# One document in HELD_OUT_OF is kept for validation where a corpus has no validation split.
-HELD_OUT_OF = 25
-
-
-def is_held_out(text: str) -> bool:
-    """Whether a document belongs to validation: decided by its content, wherever it occurs."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % HELD_OUT_OF == 0
+__all__ = ["DocumentParser", "is_held_out"]
 
 
 class DocumentParser:

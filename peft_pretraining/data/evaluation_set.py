@@ -14,7 +14,7 @@ from loguru import logger
 from peft_pretraining.data.background import Background
 from peft_pretraining.data.cache import cache_folder
 from peft_pretraining.data.config import DataConfig
-from peft_pretraining.data.documents import DocumentParser, is_held_out
+from peft_pretraining.data.documents import DocumentParser
 from peft_pretraining.data.faults import Skipped
 from peft_pretraining.data.rows import Batch, to_rows
 from peft_pretraining.data.shards import Corpus
@@ -34,9 +34,7 @@ class EvaluationSet:
 
     def batches(self, size: int, rank: int, world_size: int) -> Iterator[Batch]:
         """Every `world_size`-th row from row `rank` on. Raises UsageError without validation documents."""
-        if self._ends is None or self._ids is None:
-            self._ids, self._ends = self._load()
-        ids, ends = self._ids, self._ends
+        ids, ends = self.load()
         starts = np.concatenate([[0], ends[:-1]])
         rows = -(-len(ends) // world_size)
         own = [rank + index * world_size for index in range(rows)]
@@ -46,8 +44,16 @@ class EvaluationSet:
             ]
             yield from to_rows(sequences, self._config.max_length, self._encoder).batches(size)
 
+    def load(self) -> tuple[np.ndarray, np.ndarray]:
+        """(ids of all rows one after another, where each row ends), from the cache or made for it.
+
+        Raises UsageError without validation documents, or where the set cannot be kept.
+        """
+        if self._ids is None or self._ends is None:
+            self._ids, self._ends = self._load()
+        return self._ids, self._ends
+
     def _load(self) -> tuple[np.ndarray, np.ndarray]:
-        """(ids of all rows one after another, where each row ends), from the cache or made for it."""
         from safetensors.numpy import save_file
 
         file = self._file()
@@ -91,10 +97,15 @@ class EvaluationSet:
                 break
         if not ids:
             raise UsageError(
-                f"--dataset {self._config.dataset}: no document to validate on; add files named validation, "
-                "or more documents (one in 25 is held out)"
+                f"--dataset {self._config.dataset}: no document to validate on{self._reason()}; give --eval_dataset "
+                "PATH, add files named validation, or give more documents (as with --txt_documents paragraph)"
             )
         return np.concatenate(ids), np.cumsum([len(each) for each in ids]).astype(np.int64)
+
+    def _reason(self) -> str:
+        if not self._corpus.hold_out:
+            return ""
+        return f" (--holdout keeps one in {self._corpus.holdout}, by content, and none of these)"
 
     def _sequences(self) -> Iterator[list[int]]:
         """Rows as in training, in the order of the files."""
@@ -114,13 +125,14 @@ class EvaluationSet:
     def _texts(self) -> Iterator[list[str]]:
         from peft_pretraining.data.records import Reader
 
-        reader = Reader(self._config.text_column, self._corpus.filesystem, self._config.data_timeout)
-        parser = DocumentParser(self._config.text_column, self._config.strict_data)
+        config, corpus = self._config, self._corpus
+        reader = Reader(config.text_column, corpus.filesystem, config.data_timeout, config.txt_documents)
+        parser = DocumentParser(config.text_column, config.strict_data)
         skipped, texts = Skipped(), list[str]()
-        for shard in self._corpus.validation or self._corpus.train:
-            for records in Background(reader.records(shard), shard.name, self._config.data_timeout):
+        for shard in corpus.validation or corpus.train:
+            for records in Background(reader.records(shard), shard.name, config.data_timeout):
                 found = (parser.text(shard, record, skipped) for record in records)
-                texts += [t for t in found if t and (not self._corpus.hold_out or is_held_out(t))]
+                texts += [text for text in found if text is not None and corpus.validates_on(text)]
                 if len(texts) >= _DOCUMENTS_AT_ONCE:
                     yield texts
                     texts = []

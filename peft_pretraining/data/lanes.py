@@ -5,18 +5,16 @@ update takes the same number of rows from every lane. Processes and workers only
 resumes on another number of them from the lanes' cursors: plain positions, no buffers and no random state.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import gcd
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from peft_pretraining.data.background import Background
-from peft_pretraining.data.documents import DocumentParser, is_held_out
+from peft_pretraining.data.documents import DocumentParser
 from peft_pretraining.data.faults import EMPTY, DataError, Skipped
 from peft_pretraining.data.lines import Record
-from peft_pretraining.data.shards import Corpus, Shard
+from peft_pretraining.data.plan import Piece, Plan
+from peft_pretraining.data.shards import Shard
 from peft_pretraining.errors import UsageError
 
 if TYPE_CHECKING:  # it imports `datasets`, which takes a second and only the readers need
@@ -43,33 +41,6 @@ def choose_lanes(wanted: int | None, global_batch: int, world_size: int) -> int:
         return wanted
     usual = [n for n in possible if n <= max(_USUAL_LANES, 2 * world_size)]
     return max(usual or possible[:1], key=lambda n: (sum(n % d == 0 for d in range(1, n + 1)), n & -n, n))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What all lanes share. Few shards are divided into stripes, every n-th record, to give lanes equal parts."""
-
-    corpus: Corpus
-    lanes: int
-    seed: int
-    block: int
-
-    @property
-    def stripes(self) -> int:
-        """How many lanes read a shard, each its own records; 1 where shards suffice for even shares."""
-        shards = len(self.corpus.train)
-        enough = self.lanes if self.corpus.train[0].remote else 8 * self.lanes
-        return 1 if shards >= enough else self.lanes // gcd(self.lanes, shards)
-
-    def pieces(self, lane: int, epoch: int) -> list[tuple[int, int]]:
-        """The (shard, stripe) pairs of a lane in an epoch, in order; over all lanes each pair once."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.corpus.train) * self.stripes)
-        return [divmod(int(piece), self.stripes) for piece in order[lane :: self.lanes]]
-
-    def shuffle(self, documents: Sequence[str], epoch: int, piece: tuple[int, int], row: int) -> list[str]:
-        """A block of documents in its order of this epoch."""
-        order = np.random.default_rng([self.seed, epoch, *piece, row]).permutation(len(documents))
-        return [documents[index] for index in order]
 
 
 @dataclass
@@ -112,7 +83,7 @@ class Lane:
         self._records: Iterator[Record] | None = None
         self._source: Background[list[Record]] | None = None
         self._next_row = 0
-        self._order: tuple[int, list[tuple[int, int]]] = (-1, [])
+        self._order: tuple[int, list[Piece]] = (-1, [])
 
     def document(self) -> str:
         """The next document, which stays the next one until `advance`."""
@@ -135,7 +106,7 @@ class Lane:
 
     def prepare(self) -> None:
         """Starts reading without waiting for it."""
-        if self._records is None:
+        if self._records is None and self.position.piece < len(self._pieces()):
             self._open()
 
     def close(self) -> None:
@@ -151,15 +122,14 @@ class Lane:
     def _fill(self) -> None:
         """Reads the block at the position, or the first one after it that is not empty."""
         taken, token = self.position.taken, self.position.token
-        barren = 0
+        whole_passes = 0
         while not (documents := self._read_block()):
-            pieces = self._pieces()
-            barren += 1
-            if barren > len(pieces) + 1:
-                raise self._no_documents()
             self._records = None
             self._move(self.position.piece + 1, 0)
-            if self.position.piece >= len(pieces):
+            if self.position.piece >= len(self._pieces()):
+                if whole_passes == 1:
+                    self._check_for_documents()
+                whole_passes += 1
                 self.position.epoch += 1
                 self._move(0, 0)
             taken = token = 0
@@ -167,42 +137,56 @@ class Lane:
         self._block = self._plan.shuffle(documents, self.position.epoch, piece, self.position.row)
         self.position.taken, self.position.token = taken, token
 
-    def _no_documents(self) -> UsageError:
-        found = ", ".join(f"{count} {reason}" for reason, count in self.skipped.documents.items())
-        return UsageError(
-            f"--dataset: no document in the share of lane {self.number} of {self._plan.lanes}"
-            f"{f' (passed over: {found})' if found else ''}: give more data, fewer --lanes, or --text_column"
+    def _check_for_documents(self) -> None:
+        """After a barren pass: raises UsageError if there is no document for any lane; else this one's turn comes."""
+        skipped = Skipped()
+        for shard in self._plan.corpus.train:
+            source = Background(self._reader.records(shard), shard.name, self._reader.timeout)
+            try:
+                if any(self._text(shard, record, skipped) is not None for record in _flatten(source, shard)):
+                    return
+            finally:
+                source.close()
+        found = ", ".join(f"{count} {reason}" for reason, count in skipped.documents.items())
+        raise UsageError(
+            f"--dataset: no document to train on{f' (passed over: {found})' if found else ''}: give more data, "
+            "another --text_column, or a larger --holdout"
         )
+
+    def _text(self, shard: Shard, record: Record, skipped: Skipped) -> str | None:
+        text = self._parser.text(shard, record, skipped)
+        return text if text is not None and self._plan.corpus.trains_on(text) else None
 
     def _read_block(self) -> list[str]:
         """Up to a block's number of documents from the position on; none at the end of the piece."""
+        if self.position.piece >= len(self._pieces()):
+            return []
         self.prepare()
         shard = self._shard()
         documents: list[str] = []
         assert self._records is not None
         for record in self._records:
             self._next_row = record.row + 1
-            text = self._parser.text(shard, record, self.skipped)
-            if text is not None and not (self._plan.corpus.hold_out and is_held_out(text)):
+            text = self._text(shard, record, self.skipped)
+            if text is not None:
                 documents.append(text)
                 if len(documents) == self._plan.block:
                     break
         return documents
 
-    def _pieces(self) -> list[tuple[int, int]]:
+    def _pieces(self) -> list[Piece]:
         if self._order[0] != self.position.epoch:
             self._order = (self.position.epoch, self._plan.pieces(self.number, self.position.epoch))
         return self._order[1]
 
     def _shard(self) -> Shard:
-        return self._plan.corpus.train[self._pieces()[self.position.piece][0]]
+        return self._plan.corpus.train[self._pieces()[self.position.piece].shard]
 
     def _open(self) -> None:
         self.close()
-        shard_number, stripe = self._pieces()[self.position.piece]
-        shard = self._plan.corpus.train[shard_number]
-        stripes = self._plan.stripes
-        batches = self._reader.records(shard, self.position.row, stripe, stripes)
+        piece = self._pieces()[self.position.piece]
+        shard = self._plan.corpus.train[piece.shard]
+        batches = self._reader.records(shard, self.position.row, piece.stripe, piece.stripes)
         self._source = Background(batches, shard.name, self._reader.timeout)
         self._records = _flatten(self._source, shard)
 

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from peft_pretraining.data.config import DataConfig
 from peft_pretraining.data.documents import DocumentParser
 from peft_pretraining.data.faults import DataError
-from peft_pretraining.data.lanes import Lane, Plan
+from peft_pretraining.data.lanes import Lane
+from peft_pretraining.data.plan import Plan
 from peft_pretraining.data.rows import RowMaker, Rows, to_rows
 from peft_pretraining.data.tokenization import Encoder
 from peft_pretraining.errors import UsageError
@@ -75,7 +76,8 @@ class LaneRows(IterableDataset[Parcel]):
         info = get_worker_info()
         part, parts = (0, 1) if info is None else (info.id, info.num_workers)
         first, last = (len(self._lanes) * edge // parts for edge in (part, part + 1))
-        reader = Reader(self._config.text_column, self._plan.corpus.filesystem, self._config.data_timeout)
+        config = self._config
+        reader = Reader(config.text_column, self._plan.corpus.filesystem, config.data_timeout, config.txt_documents)
         parser = DocumentParser(self._config.text_column, self._config.strict_data)
         lanes = [
             Lane(self._plan, number, reader, parser, self._cursors.get(number)) for number in self._lanes[first:last]

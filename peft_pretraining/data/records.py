@@ -1,6 +1,6 @@
-"""Reads shards record by record through Hugging Face `datasets` in streaming mode.
+"""Reads shards record by record, those of the hub and columns through Hugging Face `datasets` in streaming mode.
 
-Line-wise files have a builder of their own. The json builder of `datasets` gives up a block of 10 MiB for one
+Lines have a builder of their own. The json builder of `datasets` gives up a block of 10 MiB for one
 bad line and all of it at a damaged byte; this one passes lines on as bytes, so that a bad one costs one document,
 and reads the network so that a fault repeats a request and not the shard.
 """
@@ -23,17 +23,23 @@ from peft_pretraining.data.lines import Record, is_array, split_records
 from peft_pretraining.data.shards import Shard
 from peft_pretraining.errors import UsageError
 
+Row = tuple[bytes | None, str | None, int]  # record, fault, number
 _ROWS = 256
-_SCHEMA = pa.schema({"record": pa.large_binary(), "fault": pa.string()})
+_SCHEMA = pa.schema({"record": pa.large_binary(), "fault": pa.string(), "row": pa.int64()})
 
 
 @dataclass(frozen=True)
 class Reader:
-    """How shards are opened: the field of the text, the hub's file system, seconds a read may stall."""
+    """How shards are opened: the field of the text, the hub's file system, seconds a read may stall, kind of txt."""
 
     text_column: str
     filesystem: Any
     timeout: float
+    txt_documents: str = "file"
+
+    def documents(self, shard: Shard) -> str:
+        """What is a record of a line-wise shard: see `split_records`."""
+        return self.txt_documents if shard.kind == "text" else "line"
 
     def records(self, shard: Shard, start: int = 0, stripe: int = 0, stripes: int = 1) -> Iterator[list[Record]]:
         """Records from number `start` on, of those whose number modulo `stripes` is `stripe`, some at a time.
@@ -41,45 +47,69 @@ class Reader:
         A damaged end is a last Record with a fault. Raises UsageError for a wrong field, OSError, DataError or the
         hub's errors.
         """
-        row, plain = 0, shard.kind != "json" or is_array(shard)
-        for table in self._tables(shard, plain):
-            wanted = [index for index in range((stripe - row) % stripes, len(table), stripes) if row + index >= start]
-            row += len(table)
-            if not wanted:
-                yield []
-                continue
-            chosen = table if len(wanted) == len(table) else table.take(wanted)
-            columns = [column.to_pylist() for column in chosen.columns]
-            first = row - len(table)
-            yield [Record(first + index, plain, *values) for index, *values in zip(wanted, *columns, strict=True)]
+        plain = shard.kind != "json" or is_array(shard)
+        if plain and shard.kind != "text":
+            yield from _chosen(self._tables(self._columns(shard)), start, stripe, stripes)
+            return
+        if not shard.remote:
+            # The machinery of `datasets` would take sixteen times as long to open a file (3.8 against 0.24 ms).
+            for rows in self.lines(shard, (start, stripe, stripes)):
+                yield [Record(row, plain, data, fault) for data, fault, row in rows]
+            return
+        lines = Records(
+            cache_dir=_cache(), config_id="default", shard=shard, reader=self, part=(start, stripe, stripes)
+        )
+        for table in self._tables(_batches(lines)):
+            values = zip(*(column.to_pylist() for column in table.columns), strict=True)
+            yield [Record(row, plain, data, fault) for data, fault, row in values]
 
-    def _tables(self, shard: Shard, plain: bool) -> Iterator[pa.Table]:
+    def lines(self, shard: Shard, part: tuple[int, int, int]) -> Iterator[list[Row]]:
+        """The lines (paragraphs, texts) of a part of a shard, some at a time; `part`: see `RecordsConfig`."""
+        (start, stripe, stripes), row = part, 0
         try:
-            yield from self._columns(shard) if plain and shard.kind != "text" else self._lines(shard)
+            with open_shard(shard, self.filesystem, self.timeout) as file:
+                for rows in split_records(file, self.documents(shard)):
+                    # Every lane reads the whole shard: what is not its own costs no more than the cutting.
+                    first = max(row, start)
+                    first += (stripe - first) % stripes
+                    yield [(*rows[index - row], index) for index in range(first, row + len(rows), stripes)]
+                    row += len(rows)
         except Exception as error:
             if not is_damage(error):
                 raise
-            yield _table([(None, f"{DAMAGED}: {error}")])
+            yield [(None, f"{DAMAGED}: {error}", row)]
 
-    def _lines(self, shard: Shard) -> Iterator[pa.Table]:
-        yield from _batches(Records(cache_dir=_cache(), config_id="default", shard=shard, reader=self))
+    def _tables(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """The tables, and a row that says so where the rest is damaged."""
+        row = 0
+        try:
+            for table in tables:
+                row += len(table)
+                yield table
+        except Exception as error:
+            if not is_damage(error):
+                raise
+            yield _table([(None, f"{DAMAGED}: {error}", row)])
 
     def _columns(self, shard: Shard) -> Iterator[pa.Table]:
         """The text column of a parquet file or of a JSON array."""
-        files = {"train": [shard.path]}
+        files, first = {"train": [shard.path]}, 0
         builder: datasets.DatasetBuilder
         if shard.kind == "parquet":
             self._check_column(shard, pq.read_schema(shard.path).names)
             columns = [self.text_column]
             builder = Parquet(cache_dir=_cache(), config_id="default", data_files=files, columns=columns)
         else:
-            builder = Json(cache_dir=_cache(), config_id="default", data_files=files)
+            # A byte order mark in front of the array is passed over.
+            builder = Json(cache_dir=_cache(), config_id="default", data_files=files, encoding="utf-8-sig")
         for table in _batches(builder):
             self._check_column(shard, table.column_names)
             text = table.column(self.text_column)
             if text.type not in (pa.string(), pa.large_string(), pa.string_view()):
                 raise UsageError(f"field {self.text_column!r} of {shard.name} holds {text.type}, not text")
-            yield pa.table([text.cast(pa.large_binary()), pa.nulls(len(text), pa.string())], schema=_SCHEMA)
+            rows = pa.array(range(first, first + len(text)), pa.int64())
+            first += len(text)
+            yield pa.table([text.cast(pa.large_binary()), pa.nulls(len(text), pa.string()), rows], schema=_SCHEMA)
 
     def _check_column(self, shard: Shard, names: list[str]) -> None:
         if self.text_column not in names:
@@ -100,20 +130,33 @@ def _batches(builder: datasets.DatasetBuilder) -> Iterator[pa.Table]:
     yield from dataset.iter(batch_size=_ROWS)
 
 
-def _table(rows: list[tuple[bytes | None, str | None]]) -> pa.Table:
-    return pa.table([[row[0] for row in rows], [row[1] for row in rows]], schema=_SCHEMA)
+def _chosen(tables: Iterator[pa.Table], start: int, stripe: int, stripes: int) -> Iterator[list[Record]]:
+    """The records of a stripe, of columns whose rows all have been read."""
+    row = 0
+    for table in tables:
+        wanted = [index for index in range((stripe - row) % stripes, len(table), stripes) if row + index >= start]
+        row += len(table)
+        chosen = table if len(wanted) == len(table) else table.take(wanted)
+        rows = zip(*(column.to_pylist() for column in chosen.columns), strict=True)
+        yield [Record(number, True, data, fault) for data, fault, number in rows]
+
+
+def _table(rows: list[Row]) -> pa.Table:
+    columns = list(zip(*rows, strict=True)) or [(), (), ()]
+    return pa.table([list(column) for column in columns], schema=_SCHEMA)
 
 
 @dataclass
 class RecordsConfig(datasets.BuilderConfig):
-    """One shard and how it is opened."""
+    """One shard and how it is opened, and its records wanted: from `part[0]` on, stripe `part[1]` of `part[2]`."""
 
     shard: Shard | None = None
     reader: Reader | None = None
+    part: tuple[int, int, int] = (0, 0, 1)
 
 
 class Records(datasets.ArrowBasedBuilder):
-    """Lines, or paragraphs of a text file that has blank lines, as bytes."""
+    """Lines, paragraphs or whole texts as bytes, with the number of each in its shard."""
 
     BUILDER_CONFIG_CLASS = RecordsConfig
 
@@ -124,8 +167,6 @@ class Records(datasets.ArrowBasedBuilder):
         return [datasets.SplitGenerator("train", gen_kwargs={"shards": [self.config.shard]})]
 
     def _generate_tables(self, shards: list[Shard]) -> Iterator[tuple[Key, pa.Table]]:
-        reader = self.config.reader
         for shard in shards:
-            with open_shard(shard, reader.filesystem, reader.timeout) as file:
-                for number, rows in enumerate(split_records(file, shard.kind == "text")):
-                    yield Key(0, number), _table(rows)
+            for number, rows in enumerate(self.config.reader.lines(shard, self.config.part)):
+                yield Key(0, number), _table(rows)

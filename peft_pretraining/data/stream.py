@@ -12,8 +12,9 @@ from loguru import logger
 from peft_pretraining.data.config import DataConfig, parse_ranges
 from peft_pretraining.data.evaluation_set import EvaluationSet
 from peft_pretraining.data.faults import Skipped
-from peft_pretraining.data.lanes import Plan, Position, choose_lanes
+from peft_pretraining.data.lanes import Position, choose_lanes
 from peft_pretraining.data.loading import LaneRows, Parcel, load_parcels
+from peft_pretraining.data.plan import Plan
 from peft_pretraining.data.rows import Batch, Rows
 from peft_pretraining.data.shards import Corpus
 from peft_pretraining.data.tokenization import Encoder
@@ -22,7 +23,9 @@ from peft_pretraining.errors import UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
+# Positions of format 1 mean the same where every shard is read by one lane alone, as the hub's.
+_WHOLE_SHARDS_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class TrainingData:
         self._skipped: dict[int, Skipped] = {}
         self._reported: set[str] = set()
         self._parcels: Iterator[Parcel] | None = None
+        self._ahead: list[Parcel] = []
         # Before multiprocessing ends its children with the one signal that workers ignore.
         atexit.register(_close, weakref.ref(self))
 
@@ -111,7 +115,21 @@ class TrainingData:
                 return update
             logger.info("--skip_batches: data of update {} is passed over", update.number)
 
-    def _draw(self) -> Update:
+    def prepare(self) -> None:
+        """Makes the validation set and reads the data of the next update, so that what fails fails before training.
+
+        Rank 0 logs what the data is. The position stays. Raises UsageError and DataError.
+        """
+        self._evaluation.load()
+        self._ahead = self._ahead or self._read()
+        if self._share.rank == 0:
+            from peft_pretraining.data.survey import survey
+
+            found = survey(self._config, self._corpus, self._encoder)
+            if found is not None:
+                found.report(self._config)
+
+    def _read(self) -> list[Parcel]:
         if self._parcels is None:
             self._parcels = self._start()
         parcels = [next(self._parcels) for _ in range(max(1, self._workers))]
@@ -120,6 +138,10 @@ class TrainingData:
                 kind, message = parcel.error
                 self.close()
                 raise kind(message)
+        return parcels
+
+    def _draw(self) -> Update:
+        parcels, self._ahead = self._ahead or self._read(), []
         self._drawn += 1
         for parcel in parcels:
             self._note(parcel)
@@ -141,8 +163,13 @@ class TrainingData:
     def _epoch(self) -> int:
         return max((cursor["epoch"] for cursor in self._cursors.values()), default=0)
 
+    def _plan(self, lanes: int) -> Plan:
+        config = self._config
+        seed, whole_texts = int(self._order["data_seed"]), config.txt_documents == "file"
+        return Plan(self._corpus, lanes, seed, config.shuffle_block, whole_texts, config.packing)
+
     def _start(self) -> Iterator[Parcel]:
-        plan = Plan(self._corpus, self._lanes, int(self._order["data_seed"]), self._config.shuffle_block)
+        plan = self._plan(self._lanes)
         rows_per_lane = self._share.global_batch // self._lanes
         lanes = self._share.lanes(self._lanes)
         dataset = LaneRows(plan, lanes, rows_per_lane, self._encoder, self._config, self._cursors)
@@ -162,6 +189,7 @@ class TrainingData:
 
     def close(self) -> None:
         """Ends the workers. The next update starts them again at the same position."""
+        self._ahead = []
         parcels, self._parcels = self._parcels, None
         if parcels is not None and hasattr(parcels, "_shutdown_workers"):
             parcels._shutdown_workers()
@@ -180,7 +208,7 @@ class TrainingData:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes to a merged position. Raises UsageError if this run's data or order is another."""
-        check_order(state, self._order, _STATE_VERSION)
+        check_order(state, self._order, self._readable(state))
         try:
             lanes, drawn, cursors = int(state["lanes"]), int(state["drawn"]), state["cursors"]
             found = {int(lane): Position.from_dict(cursor) for lane, cursor in cursors.items()}
@@ -200,6 +228,14 @@ class TrainingData:
         self._cursors = {lane: found[lane].to_dict() for lane in share.lanes(lanes) if lane in found}
         self._skipped = {lane: found[lane].skipped for lane in self._cursors}
 
+    def _readable(self, state: Mapping[str, Any]) -> tuple[int, ...]:
+        """The formats of positions that mean the same to this version."""
+        lanes = state.get("lanes")
+        shards = self._corpus.train
+        if isinstance(lanes, int) and lanes > 0 and self._plan(lanes).dealt_whole and shards[0].kind != "text":
+            return _WHOLE_SHARDS_VERSION, _STATE_VERSION
+        return (_STATE_VERSION,)
+
     def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
         """This rank's part of the validation set; every rank gets the same number of batches, of the same sizes.
 
@@ -214,11 +250,13 @@ def _close(data: "weakref.ref[TrainingData]") -> None:
         alive.close()
 
 
-def check_order(state: Mapping[str, Any], order: Mapping[str, Any], version: int) -> None:
+def check_order(state: Mapping[str, Any], order: Mapping[str, Any], versions: Sequence[int]) -> None:
     """Raises UsageError, naming the flag, where a saved position means nothing in this run's order of the data."""
-    if state.get("version") != version:
+    version = state.get("version")
+    if version not in versions:
         raise UsageError(
-            f"--continue_from: its data position has format {state.get('version')}, this version reads {version}"
+            f"--continue_from: its data position has format {version}, this version reads {versions[-1]}: documents "
+            "come in another order since; finish the run with the version that began it, or start anew"
         )
     saved_order = state.get("order")
     for name, value in order.items():

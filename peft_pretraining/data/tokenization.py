@@ -1,12 +1,13 @@
 """Tokenizers, and documents as token ids."""
 
 import json
-import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from loguru import logger
 
 from peft_pretraining.data.hub import ask_hub, reason_of
 from peft_pretraining.errors import UsageError
@@ -18,17 +19,26 @@ if TYPE_CHECKING:
 # has 4 to 5 a token.
 _CHARACTERS_PER_TOKEN = 5
 _LONGEST_WORD = 4096
+_USUAL_NAMES = {
+    "eos_token": ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "[SEP]"),
+    "bos_token": ("<s>", "<|begin_of_text|>", "<bos>", "[CLS]"),
+    "pad_token": ("<pad>", "[PAD]"),
+    "unk_token": ("<unk>", "[UNK]"),
+}
+# A vocabulary so many times the tokenizer's is called wasteful.
+_WASTEFUL = 1.5
 _WORD_END = re.compile(r"\S\s")
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def load_tokenizer(name: str, vocab_size: int, timeout: float) -> "PreTrainedTokenizerFast":
-    """The fast tokenizer of a hub name or a folder, with an EOS and a pad token. Raises UsageError.
+    """The fast tokenizer of a hub name, a folder or a tokenizer.json, with an EOS and a pad token. Raises UsageError.
 
     One that the hub's cache holds is taken from there without asking the hub.
     """
+    path = Path(name).expanduser()
     try:
-        tokenizer = _from_disk(name) or _from_hub(name, timeout)
+        tokenizer = _from_file(path) if path.is_file() else _from_disk(name) or _from_hub(name, timeout)
     except Exception as error:
         raise UsageError(
             f"--tokenizer {name} cannot be loaded: {reason_of(error)}; check the network or set HF_ENDPOINT to a "
@@ -40,14 +50,31 @@ def load_tokenizer(name: str, vocab_size: int, timeout: float) -> "PreTrainedTok
     return check_tokenizer(tokenizer, name, vocab_size)
 
 
+def _from_file(path: Path) -> Any:
+    """The tokenizer of a tokenizer.json: what lies beside it says which tokens are special, or their usual names do."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if path.name == "tokenizer.json" and (path.parent / "tokenizer_config.json").is_file():
+        return AutoTokenizer.from_pretrained(str(path.parent), local_files_only=True, trust_remote_code=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), clean_up_tokenization_spaces=False)
+    vocabulary = tokenizer.get_vocab()
+    for role, names in _USUAL_NAMES.items():
+        named = next((name for name in names if name in vocabulary), None)
+        if named is not None:
+            setattr(tokenizer, role, named)
+    return tokenizer
+
+
 def _from_disk(name: str) -> Any:
     """None where the tokenizer is no folder and not in the hub's cache."""
     from transformers import AutoTokenizer
 
+    folder = Path(name).expanduser()
+    name = str(folder) if folder.is_dir() else name
     try:
         return AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
     except Exception:
-        if os.path.isdir(name):
+        if folder.is_dir():
             raise
         return None
 
@@ -74,6 +101,14 @@ def check_tokenizer(tokenizer: Any, name: str, vocab_size: int) -> "PreTrainedTo
         raise UsageError(
             f"--tokenizer {name} makes token ids up to {largest}, but the model's vocab_size is {vocab_size}: "
             "use --tokenizer builtin, another tokenizer, or a --model_config with a larger vocab_size"
+        )
+    if vocab_size > _WASTEFUL * (largest + 1):
+        logger.warning(
+            "the model's vocabulary of {:,} is much larger than the tokenizer's {:,} ids: the other {:,} rows of "
+            "embedding and head are never used; set vocab_size in --model_config to what the tokenizer needs",
+            vocab_size,
+            largest + 1,
+            vocab_size - largest - 1,
         )
     return tokenizer  # type: ignore[no-any-return]
 

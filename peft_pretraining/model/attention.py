@@ -25,6 +25,7 @@ def _causal_attention(
     scaling: float = 1.0,
     origin: Tensor | None = None,
     batch_shape: tuple[int, int] = (1, 1),
+    documents: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: query, key, value (1, heads, tokens, head size) to (1, tokens,
@@ -32,6 +33,7 @@ def _causal_attention(
 
     The tokens are spread to their rows, `batch_shape`, for the attention itself. No real token attends to
     the zeros there, and the outputs at padded positions are dropped, so that no gradient comes from them.
+    documents: (rows, length) numbers; a token attends to tokens of its own number only.
     """
     assert origin is not None
     # compiled for a CPU, the products and one fused softmax take half the time of torch's kernel; eager, twice
@@ -40,7 +42,7 @@ def _causal_attention(
     else:
         inner = partial(_torch_attention, dropout=dropout)
     heads = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    return inner(*heads, origin, batch_shape, scaling)[None], None
+    return inner(*heads, origin, batch_shape, scaling, documents)[None], None
 
 
 def _torch_attention(
@@ -50,14 +52,21 @@ def _torch_attention(
     origin: Tensor,
     batch_shape: tuple[int, int],
     scaling: float,
+    documents: Tensor | None,
     dropout: float,
 ) -> Tensor:
     query, key, value = (spread(heads, origin, batch_shape).transpose(1, 2) for heads in (query, key, value))
     grouped = query.shape[1] != key.shape[1]
+    mask = None if documents is None else _same_document(documents).tril()[:, None]
     output = scaled_dot_product_attention(
-        query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
+        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=grouped
     )
     return collect(output.transpose(1, 2), origin)
+
+
+def _same_document(documents: Tensor) -> Tensor:
+    """(rows, length) numbers of documents to (rows, length, length): whether query and key are of the same one."""
+    return documents[:, :, None] == documents[:, None, :]
 
 
 def _recomputed_short_attention(*arguments: Any) -> Tensor:
@@ -66,11 +75,18 @@ def _recomputed_short_attention(*arguments: Any) -> Tensor:
 
 
 def short_attention(
-    query: Tensor, key: Tensor, value: Tensor, origin: Tensor, batch_shape: tuple[int, int], scaling: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    origin: Tensor,
+    batch_shape: tuple[int, int],
+    scaling: float,
+    documents: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of tokens (tokens, heads, head size) in rows `batch_shape`, by plain matrix products.
 
-    origin: see TokenLayout. Fewer key and value heads than query heads are shared among these.
+    origin: see TokenLayout. documents: see `_causal_attention`. Fewer key and value heads than query heads are
+    shared among these.
     """
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -80,7 +96,10 @@ def short_attention(
     )
     places = torch.arange(batch_shape[1], device=query.device)
     scores = torch.bmm(query, key.transpose(1, 2)).float() * scaling
-    probabilities = scores.masked_fill(places > places[:, None], float("-inf")).softmax(-1).to(value.dtype)
+    hidden = places > places[:, None]
+    if documents is not None:
+        hidden = hidden | ~_same_document(documents).repeat_interleave(len(scores) // len(documents), dim=0)
+    probabilities = scores.masked_fill(hidden, float("-inf")).softmax(-1).to(value.dtype)
     output = torch.bmm(probabilities, value).unflatten(0, (batch_shape[0], -1))
     return collect(output.transpose(1, 2), origin)
 

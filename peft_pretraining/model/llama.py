@@ -19,8 +19,9 @@ from peft_pretraining.model.shape import load_llama_config
 class PretrainingLlama(nn.Module):
     """A LLaMA whose forward pass is the pretraining loss; parameter names are those of LlamaForCausalLM.
 
-    `config` is the LlamaConfig. Decoder layers are `model.layers`; each is compiled by itself under
-    `compiled`, so that gradients arrive layer by layer and FSDP2 can shard each layer.
+    `config` is the LlamaConfig. `document_end`: the id that ends a document, where tokens shall attend to none of
+    the documents before their own; None where a row is one text to them. Decoder layers are `model.layers`; each is
+    compiled by itself under `compiled`, so that gradients arrive layer by layer and FSDP2 can shard each layer.
     """
 
     def __init__(self, llama: LlamaForCausalLM, *, plain: bool = False, compiled: bool = False) -> None:
@@ -30,6 +31,7 @@ class PretrainingLlama(nn.Module):
         self.lm_head = llama.lm_head
         self.plain = plain
         self.compiled = compiled
+        self.document_end: int | None = None
         if compiled:
             for layer in self.model.layers:
                 layer.compile(dynamic=True)
@@ -53,6 +55,7 @@ class PretrainingLlama(nn.Module):
             use_cache=False,
             origin=layout.origin,
             batch_shape=tuple(input_ids.shape),
+            documents=None if self.document_end is None else _documents(input_ids, self.document_end).to(device),
         ).last_hidden_state[0]
         labels = flat_ids[layout.targets]
         scored = hidden[layout.scored]
@@ -65,6 +68,12 @@ class PretrainingLlama(nn.Module):
         logits = self.lm_head(hidden).float()
         labels = input_ids.masked_fill(~mask, -100)[:, 1:]
         return cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten(), reduction="sum")
+
+
+def _documents(input_ids: Tensor, end: int) -> Tensor:
+    """The number of the document in its row that each token belongs to, (rows, length); `end` is a document's last."""
+    ends = (input_ids == end).int()
+    return ends.cumsum(1) - ends
 
 
 def build_model(config: ModelConfig, device: torch.device | str, seed: int) -> PretrainingLlama:

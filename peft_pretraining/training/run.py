@@ -122,6 +122,9 @@ def restore_or_start(config: RunConfig, world: World, stop: StopSignals, folder:
     if source is not None:
         run.checkpoints.load(run.state, source)
         logger.info("continuing from {}, update {} of {}", source, run.progress.update, run.updates)
+    with world.together(), world.working("prepares the data"):
+        # Before the folder says that there is a run: what the data lacks is found now, and nothing is lost.
+        run.data.prepare()
     with world.together():
         if world.is_main:
             _settle_in(run)
@@ -155,7 +158,12 @@ def _build(config: RunConfig, world: World, stop: StopSignals, folder: RunFolder
         world_size=world.world_size,
         processes=world,
         seed=training.seed,
+        positions=model.config.max_position_embeddings,
     )
+    if config.data.document_mask:
+        if config.model.use_hf_model:
+            raise UsageError("--document_mask does not work with --use_hf_model: leave one of them out")
+        model.document_end = data.tokenizer.eos_token_id
     parallelize(model, config.parallel, world)
     if sharded:
         initialise(model, world.device, training.seed)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from peft_pretraining.data.documents import is_held_out
+from peft_pretraining.data.holdout import is_held_out
 from peft_pretraining.errors import UsageError
 from tests.peft_pretraining.data.corpora import documents, lines, open_data, texts_of
 

@@ -147,6 +147,7 @@ def test_every_format_gives_the_same_documents(validated: Path, tokenizer: str, 
     if ending == ".array.json":
         plain = json.dumps([{"text": text, "more": [1, 2]} for text in GOOD], indent=1).encode()
     file = validated / f"train{ending}"
+    flags = {"txt_documents": "line"} if ".txt" in ending else {}
     if ending == ".parquet":
         pq.write_table(pa.table({"n": range(len(GOOD)), "text": GOOD}), file, row_group_size=50)
     elif ending.endswith(".gz"):
@@ -155,12 +156,12 @@ def test_every_format_gives_the_same_documents(validated: Path, tokenizer: str, 
         file.write_bytes(pa.compress(plain, "zstd", asbytes=True))
     else:
         file.write_bytes(plain)
-    found, counters = read_all(validated, tokenizer)
+    found, counters = read_all(validated, tokenizer, **flags)
     assert found == names(GOOD)
     assert counters == {}
 
 
 def test_paragraphs_of_prose_are_documents(validated: Path, tokenizer: str) -> None:
     (validated / "train.txt").write_bytes("\r\n\r\n".join(f"{text}\r\nmore" for text in GOOD).encode())
-    data = open_data(dataset=str(validated), tokenizer=tokenizer, max_length=256)
+    data = open_data(dataset=str(validated), tokenizer=tokenizer, max_length=256, txt_documents="paragraph")
     assert all(text.startswith("doc") and text.endswith(".\nmore") for text in texts_of(data, 20))

@@ -106,7 +106,7 @@ def test_another_order_is_refused(flags: dict[str, Any], change: dict[str, Any],
 @pytest.mark.parametrize(
     "damage",
     [
-        {"version": 2},
+        {"version": 3},
         {"order": None},
         {"lanes": "eight"},
         {"lanes": 0},

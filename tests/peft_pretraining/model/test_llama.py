@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from peft_pretraining.model.attention import short_attention
+from peft_pretraining.model.attention import _torch_attention, short_attention
 from peft_pretraining.model.export import save_model
 from peft_pretraining.model.llama import ModelConfig, PretrainingLlama, build_model
 from peft_pretraining.model.padding import token_layout
@@ -197,6 +197,43 @@ def test_attention_by_products_equals_torch() -> None:
     gradients = torch.autograd.grad(output, heads, weights)
     for one, other in zip(gradients, torch.autograd.grad(expected, heads, weights), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_documents_of_a_packed_row_do_not_see_one_another(tmp_path: Path) -> None:
+    """The loss of a row is that of its documents alone, each with the first token of the next as its last target."""
+    end = 7
+    model = tiny_model(tmp_path)
+    lengths = (9, 1, 14, 8)  # 1: an end of document alone
+    ids, _ = padded_rows([32, 32], 32)
+    ids[ids == end] = 8
+    for row in ids:
+        row[torch.tensor(lengths).cumsum(0)[:-1] - 1] = end
+    alone = 0.0
+    for row in ids:
+        for start, length in zip((0, 9, 10, 24), lengths, strict=True):
+            part = row[start : start + length + 1][None]
+            alone += float(model(part, torch.tensor([part.shape[1]])))
+    whole = model(ids, torch.tensor([32, 32]))
+    model.document_end = end
+    masked = model(ids, torch.tensor([32, 32]))
+    masked.backward()
+    torch.testing.assert_close(float(masked), alone, rtol=1e-5, atol=0)
+    assert abs(float(whole) - alone) > 1e-3
+
+
+@pytest.mark.parametrize("grouped", [1, 2])
+def test_masked_attention_by_products_equals_torch(grouped: int) -> None:
+    rows, length, heads = 3, 24, 4
+    generator = torch.Generator().manual_seed(1)
+    query, *others = (
+        torch.randn(rows * length, count, 8, generator=generator)
+        for count in (heads, heads // grouped, heads // grouped)
+    )
+    documents = torch.randint(0, 2, (rows, length), generator=generator).cumsum(1)
+    origin = torch.arange(rows * length)
+    by_products = short_attention(query, *others, origin, (rows, length), 0.3, documents)
+    by_torch = _torch_attention(query, *others, origin, (rows, length), 0.3, documents, dropout=0.0)
+    torch.testing.assert_close(by_products, by_torch, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", ["plain", "tied", "wide_heads", "rope_scaled"])

