@@ -3,10 +3,10 @@
     python -m benchmarks.optimizer_step [--repeats 9] [--threads 2] [--cases adamw_sn,...] [--decoder_alone]
 
 Peers: torch's fused AdamW for methods that move bytes, the plain transcriptions of plain_optimizers.py for those that
-multiply matrices; in float32 also the released packages adam-mini, galore-torch and sgd-sai (extra `test`), where a
-method has one. Repeats are interleaved, so a busy machine slows neighbours alike; the figure is the median of paired
-ratios. Beside it: the bound, from bytes moved at the bandwidth of an in-place pass in the same repeats, and products
-at the measured rate.
+multiply matrices, torch's Muon for Muon, our GaLore at equal rank for APOLLO; in float32 also the released packages
+adam-mini, galore-torch and sgd-sai (extra `test`), where a method has one. Repeats are interleaved, so a busy machine
+slows neighbours alike; the figure is the median of paired ratios. Beside it: the bound, from bytes moved at the
+bandwidth of an in-place pass in the same repeats, and products at the measured rate.
 The speed-up of GaLore is amortised: each step bears 1/200 of a refresh, full SVD for the peer, randomized for ours.
 Writes benchmarks/results/optimizer_step.json and prints a Markdown table.
 """
@@ -25,12 +25,16 @@ from torch import nn
 
 import optimizers
 from benchmarks.common import interleaved, matmul_rate, median_ratio, write_result
-from benchmarks.plain_optimizers import PlainAdam, PlainGaLore, PlainLDAdam, PlainOnlineSubspace
+from benchmarks.plain_optimizers import PlainAdam, PlainGaLore, PlainLDAdam, PlainOnlineSubspace, PlainSOAP
 from optimizers.primitives.projection import randomized_basis, singular_basis
 
 HIDDEN, MLP, LAYERS, VOCABULARY, RANK, GAP = 512, 1376, 8, 32000, 128, 200
-ELEMENTWISE = ("adamw_sn", "adam_mini", "sgd_boost", "rmsprop_sn")
-PRODUCTS = {"galore": 2, "continuous": 3, "ldadam": 6}
+ELEMENTWISE = ("adamw_sn", "adam_mini", "sgd_boost", "rmsprop_sn", "scale")
+PRODUCTS = {"galore": 2, "continuous": 3, "ldadam": 6, "apollo": 1}
+"""Products with a basis of RANK per update."""
+SQUARE = {"muon": (10, 5), "soap": (3, 3)}
+"""Products per update of a matrix with one of its shorter side, and of two of the shorter side; for SOAP of each side
+with the matrix: two turns and the preconditioner (refreshes are left out of the bound)."""
 
 
 class Layer(nn.Module):
@@ -91,6 +95,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "galore": ("galore_adamw", {**_NEVER, "proj_type": "std"}),
     "continuous": ("galore_adamw", {**_NEVER, "proj_type": "continuous"}),
     "ldadam": ("ldadamw", {"rank": RANK}),
+    "apollo": ("apollo", {"rank": RANK}),
+    "scale": ("scale", {}),
+    "muon": ("muon", {}),
+    "soap": ("soap", {"max_precond_dim": 2 * MLP}),
 }
 
 
@@ -107,6 +115,34 @@ def plain(name: str, dtype: torch.dtype, ends: bool) -> Callable[[], object]:
         rest.step()
 
     return step
+
+
+def torch_muon(dtype: torch.dtype, ends: bool) -> Callable[[], object]:
+    """torch's Muon on the decoder's matrices, its fused AdamW on embedding and head."""
+    model = Shapes(dtype, ends)
+    muon = torch.optim.Muon(model.layers.parameters(), lr=1e-5, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    rest = [p for n, p in model.named_parameters() if not n.startswith("layers.")]
+    adamw = torch.optim.AdamW(rest, lr=1e-5, weight_decay=0.0, fused=True) if rest else None
+
+    def step() -> None:
+        muon.step()
+        if adamw is not None:
+            adamw.step()
+
+    return step
+
+
+def peer_of(name: str, dtype: torch.dtype, ends: bool) -> tuple[Callable[[], object], str]:
+    """The peer of a method, and what it is."""
+    if name in ELEMENTWISE:
+        return fused_adamw(dtype), "torch fused AdamW"
+    if name == "muon":
+        return torch_muon(dtype, ends), "torch Muon and fused AdamW"
+    if name == "soap":
+        return PlainSOAP(list(Shapes(dtype, ends).parameters()), longest=2 * MLP).step, "plain soap"
+    if name == "apollo":
+        return ours("galore", dtype, ends).step, "galore of this project"
+    return plain(name, dtype, ends), f"plain {name}"
 
 
 def packaged(name: str) -> Callable[[], object]:
@@ -142,6 +178,11 @@ def bound_seconds(name: str, optimizer: optimizers.EngineOptimizer, limits: dict
     moved = 3 * weights + 2 * optimizer.state_bytes()
     matrices = [p.shape for n, p in _named(optimizer) if n.startswith("layers.")]
     flops = PRODUCTS.get(name, 0) * sum(2 * m * n * RANK for m, n in matrices)
+    wide, square = SQUARE.get(name, (0, 0))
+    if name == "soap":
+        flops += sum(2 * m * n * (wide * m + square * n) for m, n in matrices)
+    else:
+        flops += sum(2 * min(m, n) ** 2 * (wide * max(m, n) + square * min(m, n)) for m, n in matrices)
     return {"bytes": moved / limits["bandwidth"], "products": flops / limits[str(parameters[0].dtype)]}
 
 
@@ -185,10 +226,8 @@ def compare(
     optimizer = ours(name, dtype, ends, rounding)
     if package:
         peer, peer_name = packaged(name), PACKAGES[name]
-    elif name in ELEMENTWISE:
-        peer, peer_name = fused_adamw(dtype), "torch fused AdamW"
     else:
-        peer, peer_name = plain(name, dtype, ends), f"plain {name}"
+        peer, peer_name = peer_of(name, dtype, ends)
     started = time.perf_counter()
     optimizer.step()
     optimizer.step()
@@ -237,7 +276,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--cases", default=",".join((*ELEMENTWISE, *PRODUCTS)))
+    parser.add_argument("--cases", default=",".join((*ELEMENTWISE, *PRODUCTS, *SQUARE)))
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--decoder_alone", action="store_true", help="low-rank methods without embedding and head")
     parser.add_argument("--name", default="optimizer_step", help="of the result file")

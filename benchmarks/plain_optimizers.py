@@ -140,3 +140,63 @@ class PlainLDAdam:
         d1, d2 = 1 - b1**self.t, 1 - b2**self.t
         w.sub_(new @ ((m / d1) / ((v / d2).sqrt() + 1e-8)) * self.lr)
         self.state[i] = (new, m, v, error)
+
+
+class PlainSOAP:
+    """SOAP: Adam in the eigenbases of G G' and G' G, turned by one power iteration every `frequency` updates.
+
+    Matrices have a basis on each side of at most `longest`; the embedding's vocabulary has none.
+    """
+
+    def __init__(self, params: Sequence[Tensor], longest: int, frequency: int = 10, lr: float = 3e-3) -> None:
+        self.params, self.longest, self.frequency, self.lr, self.t = list(params), longest, frequency, lr, 0
+        self.m = [torch.zeros_like(p) for p in self.params]
+        self.v = [torch.zeros_like(p) for p in self.params]
+        self.gram: list[dict[int, Tensor]] = [{} for _ in self.params]
+        self.q: list[dict[int, Tensor]] = [{} for _ in self.params]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update; the first makes the bases alone."""
+        for i, p in enumerate(self.params):
+            g = p.grad
+            assert g is not None
+            if self.t == 0:
+                self._start(i, g.float())
+            else:
+                p.sub_((self._direction(i, g.float()) * self.lr).to(p.dtype))
+        self.t += 1
+
+    def _products(self, g: Tensor) -> dict[int, Tensor]:
+        return {d: g @ g.T if d == 0 else g.T @ g for d in (0, 1) if g.shape[d] <= self.longest}
+
+    def _start(self, i: int, g: Tensor) -> None:
+        self.gram[i] = {d: x * 0.05 for d, x in self._products(g).items()}
+        self.q[i] = {d: torch.linalg.eigh(x).eigenvectors.flip(1) for d, x in self.gram[i].items()}
+
+    def _turn(self, i: int, x: Tensor, back: bool) -> Tensor:
+        for d, q in self.q[i].items():
+            turn = q if back else q.T
+            x = turn @ x if d == 0 else x @ turn.T
+        return x
+
+    def _direction(self, i: int, g: Tensor) -> Tensor:
+        m, v = self.m[i], self.v[i]
+        seen = self._turn(i, g, back=False)
+        m.lerp_(seen.to(m.dtype), 0.05)
+        v.mul_(0.95).addcmul_(seen.to(v.dtype), seen.to(v.dtype), value=0.05)
+        step = self._turn(i, m.float() / (v.float().sqrt() + 1e-8), back=True)
+        for d, x in self._products(g).items():
+            self.gram[i][d].lerp_(x, 0.05)
+        if self.t % self.frequency == 0:
+            self._refresh(i)
+        return step * (math.sqrt(1 - 0.95**self.t) / (1 - 0.95**self.t))
+
+    def _refresh(self, i: int) -> None:
+        original = self._turn(i, self.m[i].float(), back=True)
+        for d, q in self.q[i].items():
+            x = self.gram[i][d]
+            order = torch.argsort(torch.diagonal(q.T @ x @ q), descending=True)
+            self.v[i].copy_(self.v[i].index_select(d, order))
+            self.q[i][d] = torch.linalg.qr(x @ q[:, order]).Q
+        self.m[i].copy_(self._turn(i, original, back=False))

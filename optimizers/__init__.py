@@ -8,17 +8,24 @@ import torch
 from torch import nn
 
 from .adam_mini import AdamMini
+from .apollo import APOLLOAdamW, APOLLOMini
 from .baselines import Lion
+from .dion2 import Dion2
 from .engine import registry
 from .engine.optimizer import EngineOptimizer
 from .engine.options import EngineOptions
 from .engine.registry import Method, available, register
 from .engine.session import Session, replicate, session, synchronize
 from .engine.settings import Settings, beta, hyper
+from .fira import FiraAdamW
 from .galore_methods import GaLoreAdafactor, GaLoreAdamW, GaLoreAdamW8bit, GaLoreLion
 from .ldadam import LDAdamW
+from .muon import Muon
+from .scale import SCALE
 from .sgd_boost import SGDBoost
+from .soap import SOAP
 from .subset_norm import AdamWSN, AdamWSNG
+from .subspace_momentum import AdamWSNSM
 
 
 def build_optimizer(name: str, model: nn.Module, lr: float, **arguments: Any) -> torch.optim.Optimizer:
@@ -35,11 +42,16 @@ def build_optimizer(name: str, model: nn.Module, lr: float, **arguments: Any) ->
 registry.load_all()
 
 __all__ = [
+    "APOLLOAdamW",
+    "APOLLOMini",
     "AdamMini",
     "AdamWSN",
     "AdamWSNG",
+    "AdamWSNSM",
+    "Dion2",
     "EngineOptimizer",
     "EngineOptions",
+    "FiraAdamW",
     "GaLoreAdafactor",
     "GaLoreAdamW",
     "GaLoreAdamW8bit",
@@ -47,7 +59,10 @@ __all__ = [
     "LDAdamW",
     "Lion",
     "Method",
+    "Muon",
+    "SCALE",
     "SGDBoost",
+    "SOAP",
     "Session",
     "Settings",
     "available",

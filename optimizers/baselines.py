@@ -1,4 +1,4 @@
-"""Baselines to compare with: Adam, AdamW, SGD and Muon of torch, Adafactor of transformers, 8-bit Adam, and Lion.
+"""Baselines to compare with: Adam, AdamW and SGD of torch, Adafactor, 8-bit AdamW, and Lion.
 
 `adam` and `adamw` are torch's fused classes for float32 weights in ordinary execution. torch keeps their state in the
 weights' dtype, and in bfloat16 with beta2 0.999 a second moment can only grow (0.999 v rounds back to v); for bfloat16
@@ -7,21 +7,21 @@ weights, or any engine option, they are therefore the same mathematics on the en
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .engine.combined import CombinedOptimizer
 from .engine.optimizer import EngineOptimizer
 from .engine.registry import Method, register
 from .engine.roles import describe
-from .engine.routing import ALL_PARAMETERS, body_matrix, param_groups
+from .engine.routing import ALL_PARAMETERS, param_groups
 from .engine.rule import Scalars, State, StateSpec, UpdateRule
 from .engine.settings import Settings, beta, hyper
 from .engine.sharding import is_sharded
-from .primitives.steps import AdamSettings, AdamStep, LionSettings, SignedLionStep
+from .primitives.steps import AdafactorStep, AdamSettings, AdamStep, LionSettings, SignedLionStep
 
 
 class Lion(EngineOptimizer[LionSettings]):
@@ -81,20 +81,25 @@ class EngineSGD(EngineOptimizer[SGDSettings]):
 
 
 @dataclass(frozen=True)
-class MuonSettings(Settings):
-    """What Muon takes; parameters that are not matrices of the body get AdamW at --adam_lr_ratio times lr."""
-
-    momentum: float = beta(0.95, "Nesterov momentum", flags=("beta1", "adam_beta1"))
-    weight_decay: float = hyper(0.0, "decoupled weight decay", at_least=0.0)
-    adam_lr_ratio: float = hyper(0.1, "learning rate of AdamW (embedding, head, norms) / Muon's", at_least=0.0)
-
-
-@dataclass(frozen=True)
-class PlainAdafactorSettings(Settings):
+class AdafactorSettings(Settings):
     """What Adafactor takes."""
 
     beta1: float = beta(0.0, "decay of the average of updates; 0 keeps none", flags=("adam_beta1",))
     weight_decay: float = hyper(0.0, "decoupled weight decay", at_least=0.0)
+
+
+class EngineAdafactor(EngineOptimizer[AdafactorSettings]):
+    """Adafactor (Shazeer & Stern, arXiv 1804.04235) at a given learning rate, as transformers' without its scaling by
+    parameters and relative steps: clipping at 1, decay of the second moment 1 - t^-0.8."""
+
+    def rule_for(self, h: AdafactorSettings, param: Tensor) -> UpdateRule:
+        return AdafactorStep(beta1=h.beta1 or None)
+
+
+class EngineAdamW8bit(EngineAdamW):
+    """AdamW with 8-bit moments, in bitsandbytes' format and with its formula."""
+
+    presets: ClassVar[Mapping[str, Any]] = {"state_dtype": "int8"}
 
 
 def _routes(model: nn.Module) -> list[dict[str, Any]]:
@@ -145,73 +150,9 @@ def _sgd(model: nn.Module, lr: float, h: SGDSettings, options: dict[str, Any]) -
     return EngineSGD(_routes(model), lr=lr, **h.by_key(), **options)
 
 
-def _muon(model: nn.Module, lr: float, h: MuonSettings, options: dict[str, Any]) -> torch.optim.Optimizer:
-    """Muon on the matrices of attention and MLP, AdamW on the rest, as its authors advise."""
-    parameters = describe(model)
-    matrices = [(p.name, p.tensor) for p in parameters if body_matrix(p)]
-    rest = [(p.name, p.tensor) for p in parameters if not body_matrix(p)]
-    if not matrices:
-        raise ValueError("muon: the model has no attention or MLP matrices")
-    muon = torch.optim.Muon(
-        matrices, lr=lr, momentum=h.momentum, weight_decay=h.weight_decay, adjust_lr_fn="match_rms_adamw"
-    )
-    others = EngineAdamW(rest, lr=lr * h.adam_lr_ratio, weight_decay=h.weight_decay) if rest else None
-    return CombinedOptimizer([muon, others] if others else [muon])
-
-
-def _refuse_shards(model: nn.Module, name: str) -> None:
-    if any(is_sharded(p) for p in model.parameters()):
-        raise ValueError(
-            f"{name}: the library's class mixes its own tensors with shards, which torch refuses; use replicas "
-            "(--parallel ddp), or adamw with --state_dtype int8, or galore_adafactor"
-        )
-
-
-def _adafactor(
-    model: nn.Module, lr: float, h: PlainAdafactorSettings, options: dict[str, Any]
-) -> torch.optim.Optimizer:
-    try:
-        from transformers.optimization import Adafactor
-    except ImportError as error:
-        raise ValueError("adafactor needs the package transformers: pip install transformers") from error
-    _refuse_shards(model, "adafactor")
-    fixed = dict(scale_parameter=False, relative_step=False, warmup_init=False)
-    return Adafactor(_routes(model), lr=lr, beta1=h.beta1 or None, weight_decay=h.weight_decay, **fixed)
-
-
-def _adam8bit(model: nn.Module, lr: float, h: AdamSettings, options: dict[str, Any]) -> torch.optim.Optimizer:
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise ValueError("adam8bit needs the package bitsandbytes: pip install bitsandbytes") from error
-    _refuse_shards(model, "adam8bit")
-    groups = [{"params": [p.tensor for p in describe(model)]}]
-    return AdamW8bit(groups, lr=lr, **h.by_key())
-
-
 register(Method("adam", "Adam (torch, fused)", settings=AdamSettings, build=_adam))
 register(Method("adamw", "AdamW (torch, fused)", settings=AdamSettings, build=_adamw))
 register(Method("sgd", "SGD with momentum (torch)", settings=SGDSettings, build=_sgd))
-register(
-    Method(
-        "muon",
-        "Muon (torch) on attention and MLP matrices, AdamW elsewhere",
-        settings=MuonSettings,
-        build=_muon,
-        engine=False,
-    )
-)
-register(
-    Method("adafactor", "Adafactor (transformers)", settings=PlainAdafactorSettings, build=_adafactor, engine=False)
-)
-register(
-    Method(
-        "adam8bit",
-        "8-bit AdamW (bitsandbytes)",
-        settings=AdamSettings,
-        build=_adam8bit,
-        engine=False,
-        aliases=("adamw8bit",),
-    )
-)
+register(Method("adafactor", "Adafactor", EngineAdafactor))
+register(Method("adam8bit", "AdamW with 8-bit moments", EngineAdamW8bit, aliases=("adamw8bit",)))
 register(Method("lion", "Lion", Lion))

@@ -61,14 +61,6 @@ processes() {
     printf '%s' "$count"
 }
 
-# rounding WORDS: the published runs rounded their bf16 weights to nearest. Only methods of libraries have no choice.
-rounding() {
-    case "$(value_of optimizer "$@")" in
-        adam8bit | adafactor | muon) ;;
-        *) echo --weight_rounding nearest ;;
-    esac
-}
-
 # micro_batch ROWS PROCESSES WORDS: the most rows of 256 tokens at once for each process, up to ROWS, with which the
 # processes share an update evenly. Rows that are twice as long come half as many; what the words say is left alone.
 micro_batch() {
@@ -104,7 +96,7 @@ pretrain() {
     # shellcheck disable=SC2046  # no word or two
     distributed "$count" --model_config "configs/llama_$size.json" $(micro_batch "$rows" "$count" "$@") \
         --total_batch_size 512 --max_length 256 --num_training_steps "$updates" --scheduler cosine \
-        --dtype bfloat16 $(rounding "$@") --eval_every 1000 --eval_tokens 10M "$@"
+        --dtype bfloat16 --weight_rounding nearest --eval_every 1000 --eval_tokens 10M "$@"
 }
 
 distributed() {
@@ -113,8 +105,7 @@ distributed() {
 
 # seven_billion FLAGS: LLaMA 7B on one GPU, 150,000 updates of 512 rows.
 seven_billion() {
-    # shellcheck disable=SC2046
     start "$PYTHON" torchrun_main.py --single_gpu --model_config configs/llama_7b.json \
         --total_batch_size 512 --max_length 256 --num_training_steps 150000 \
-        --dtype bfloat16 $(rounding "$@") --eval_every 1000 --eval_tokens 10M "$@"
+        --dtype bfloat16 --weight_rounding nearest --eval_every 1000 --eval_tokens 10M "$@"
 }

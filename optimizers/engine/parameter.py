@@ -302,8 +302,8 @@ class ManagedParameter:
         """The numbers of one update and its seed."""
         lr = float(self.group["lr"])
         base = self.group["base_lr"]
-        values = dict(self.rule.scalars(step, lr / base if base else 1.0))
-        values |= {"lr": lr, "keep": 1.0 - lr * self.group["weight_decay"]}
+        values = {"lr": lr, "keep": 1.0 - lr * self.group["weight_decay"]}
+        values |= self.rule.scalars(step, lr / base if base else 1.0)
         return values, self.seed(0, step) if self.draws else 0
 
     def _kernel(self, first: bool, grad: Tensor | None, compressed: Tensor | None, number: int | None = None) -> Any:

@@ -79,7 +79,8 @@ class UpdateRule:
         """Numbers that change with the update, computed in double precision on the host.
 
         step: updates of this parameter, counted from 1. lr_ratio: lr of this update / constructor's lr.
-        `direction` and `learn` find them, with "lr" added, in their argument `s`.
+        `direction` and `learn` find them, with "lr" added, in their argument `s`. "keep" replaces the factor of weight
+        decay: 1 where an update must leave the weight alone.
         """
         return {}
 

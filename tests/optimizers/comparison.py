@@ -8,12 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optimizers.apollo import ApolloStep
 from tests.optimizers.problems import Problem, build, give_gradients
+from tests.oracles.apollo import Apollo
 from tests.oracles.cases import oracle_for
+from tests.oracles.fira import Fira
 from tests.oracles.galore import Basis, GaLore, sides
 from tests.oracles.ldadam import LDAdam
 from tests.oracles.online_subspace import OnlineSubspace
 from tests.oracles.parameter import ParameterOracle
+from tests.oracles.subspace_momentum import SubspaceMomentum
 
 FLOOR = 2e-5
 """Every weight is stored in float32: 8 roundings of 6e-8 on weights of 0.5 that move by 0.05 are 1e-5."""
@@ -57,7 +61,18 @@ def basis_in(state: dict[str, Tensor], proj_type: str, shape: torch.Size) -> Bas
     return Basis(basis, None) if left else Basis(None, basis)
 
 
-def _feed(oracle: ParameterOracle, gradient: Tensor, lr: float, state: dict[str, Tensor]) -> None:
+def _drawn(managed: Any, gradient: Tensor) -> Tensor | None:
+    """The random projection with which the class under test made its last update."""
+    rule = managed.rule
+    if not isinstance(rule, ApolloStep) or rule.refreshes:
+        return managed.state.get("basis")
+    return rule.projection(gradient, managed.state, rule.scalars(managed.step, 1.0))
+
+
+def _feed(oracle: ParameterOracle, gradient: Tensor, lr: float, managed: Any) -> None:
+    state = managed.state
+    if isinstance(oracle, Apollo | Fira | SubspaceMomentum):
+        oracle.given = _drawn(managed, gradient)
     if isinstance(oracle, GaLore):
         oracle.step(gradient, lr, basis_in(state, oracle.proj_type, oracle.weight.shape))
         return
@@ -94,7 +109,7 @@ def compare(problem: Problem, only_oracle: dict[str, Any] | None = None, **optio
         for name, gradient in gradients.items():
             parameter, start = parameters[name], problem.start[name]
             for oracle in (oracles[name], single[name]):
-                _feed(oracle, gradient, problem.lr(update), optimizer.state[parameter])
+                _feed(oracle, gradient, problem.lr(update), optimizer.managed[parameter])
             ours = _distance(oracles[name], parameter.detach(), start)
             result.deviation = max(result.deviation, ours)
             result.rounding = max(result.rounding, _distance(oracles[name], single[name].weight, start))

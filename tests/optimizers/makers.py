@@ -52,6 +52,36 @@ def _ldadam(method: str, feedback: bool) -> Make:
     return _grouped("LDAdamW", {"enable_lowrank": True, "rank": 3}, fixed)
 
 
+def _split(class_name: str, matrices: dict[str, Any], others: dict[str, Any]) -> Make:
+    """A class that takes matrices only where its own rule is asked for."""
+
+    def make(weights: list[nn.Parameter], lr: float = 0.01, **more: Any) -> Any:
+        kinds = {True: matrices, False: others}
+        groups = [{"params": [w for w in weights if (w.dim() == 2) == flat], **kinds[flat]} for flat in (True, False)]
+        arguments = {"weight_decay": 0.0, **more}
+        return getattr(optimizers, class_name)([g for g in groups if g["params"]], lr=lr, **arguments)
+
+    return make
+
+
+_LOW = {"rank": 3, "update_proj_gap": 3}
+SUBSPACES: dict[str, Make] = {
+    "APOLLOAdamW-svd": _grouped("APOLLOAdamW", {**_LOW, "proj": "svd"}),
+    "FiraAdamW": _grouped("FiraAdamW", _LOW),
+    "AdamWSNSM": _grouped("AdamWSNSM", {**_LOW, "update_proj_gap": 2}),
+    "AdamWSNSM-reset": _grouped("AdamWSNSM", {**_LOW, "update_proj_gap": 2, "momentum_at_refresh": "reset"}),
+}
+OTHERS: dict[str, Make] = {
+    "APOLLOAdamW-random": _grouped("APOLLOAdamW", _LOW),
+    "APOLLOMini-random": _grouped("APOLLOMini", {"rank": 1, "update_proj_gap": 3, "scale": 4.0}),
+    "Dion2": _split("Dion2", {}, {"algorithm": "adamw"}),
+    "Muon": _split("Muon", {}, {"use_muon": False}),
+    "Muon-normuon": _split("Muon", {"normuon": True, "coefficients": "polar_express"}, {"use_muon": False}),
+    "SCALE": _split("SCALE", {"param_type": "secondary_param"}, {"param_type": "oned_param"}),
+    "SCALE-columns": _split("SCALE", {"param_type": "main_param", "col_dim": 0}, {"param_type": "oned_param"}),
+    # A basis on the shorter side only: on both, the longer one begins in an arbitrary null space.
+    "SOAP": _grouped("SOAP", {}, {"max_precond_dim": 5, "precondition_frequency": 2}),
+}
 METHODS: dict[str, Make] = {
     "AdamWSN": _grouped("AdamWSN", {"sn": True}),
     "AdamWSN-no_momentum": _grouped("AdamWSN", {"sn": True}, {"betas": (0.0, 0.999)}),
@@ -65,8 +95,10 @@ METHODS: dict[str, Make] = {
     "GaLoreAdafactor-std-momentum": _grouped(
         "GaLoreAdafactor", {"rank": 3, "update_proj_gap": 3, "scale": 0.5, "proj_type": "std"}, {"beta1": 0.9}
     ),
+    **SUBSPACES,
+    **OTHERS,
 }
 
-WITH_BASIS = [name for name in METHODS if name.startswith(("GaLore", "LDAdam"))]
-REFRESHING = [name for name in WITH_BASIS if name.endswith(PROJECTIONS)]
+WITH_BASIS = [name for name in METHODS if name.startswith(("GaLore", "LDAdam")) or name in SUBSPACES]
+REFRESHING = [name for name in WITH_BASIS if name.endswith(PROJECTIONS) or name in SUBSPACES]
 MOVING = [name for name in WITH_BASIS if "continuous" in name or name.startswith("LDAdam")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import optimizers
+from tests.optimizers.given import Given, taken
 from tests.oracles.cases import oracle_for
 
 RECORDED = Path(__file__).resolve().parent.parent / "data" / "trajectories"
@@ -35,6 +37,7 @@ class Problem:
     adds_to_gradient: bool = False
     limit: float = 0.0
     recorded: Trajectory = field(default_factory=list)
+    bases: Trajectory = field(default_factory=list)  # recorded: those made for each update
     only_oracle: dict[str, Any] = field(default_factory=dict)  # settings that the class finds out by itself
 
     def lr(self, update: int) -> float:
@@ -123,11 +126,15 @@ def run_updates(
 ) -> Trajectory:
     """Updates first..last of the problem; the parameters after each."""
     trajectory = []
+    given: Given = {}
     for update in range(first, len(problem.gradients) if last is None else last):
-        for group in optimizer.param_groups:
+        recorded = problem.bases[update] if problem.bases else {}
+        given |= {parameters[name].shape: basis for name, basis in recorded.items()}
+        for group in optimizer.param_groups if problem.learning_rates else ():
             group["lr"] = problem.lr(update)
         give_gradients(parameters, problem.gradients[update], problem.adds_to_gradient)
-        optimizer.step()
+        with taken(given) if given else nullcontext():
+            optimizer.step()
         optimizer.zero_grad()
         trajectory.append({name: p.detach().clone() for name, p in parameters.items()})
     return trajectory
@@ -147,7 +154,10 @@ def follow_oracle(problem: Problem, dtype: torch.dtype = torch.float64) -> Traje
     trajectory = []
     for update, gradients in enumerate(problem.gradients):
         for name, gradient in gradients.items():
-            oracles[name].step(gradient, problem.lr(update))
+            if problem.bases and name in problem.bases[update]:
+                oracles[name].given = problem.bases[update][name]
+            rate = problem.lr(update) if problem.learning_rates else problem.settings(name)["lr"]
+            oracles[name].step(gradient, rate)
         trajectory.append({name: oracle.weight.clone() for name, oracle in oracles.items()})
     return trajectory
 
@@ -175,7 +185,8 @@ def load_recorded(path: Path) -> Problem:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
 
     def at(kind: str, update: int) -> dict[str, Tensor]:
-        return {name: tensors[f"{kind}/{update}/{name}"] for name in description["shapes"]}
+        keys = {name: f"{kind}/{update}/{name}" for name in description["shapes"]}
+        return {name: tensors[key] for name, key in keys.items() if key in tensors}
 
     updates = range(1, description["steps"] + 1)
     return Problem(
@@ -188,6 +199,7 @@ def load_recorded(path: Path) -> Problem:
         adds_to_gradient=description["adds_to_gradient"],
         limit=description["limit"],
         recorded=[at("parameter", update) for update in updates],
+        bases=[at("basis", update) for update in updates],
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from benchmarks.matrix import PROCESSES, run, status
-from tests.optimizers.matrix import Cell, all_cells, engine_methods, library_methods, variants
+from tests.optimizers.matrix import Cell, all_cells, engine_methods, variants
 
 
 def covering() -> list[Cell]:
@@ -56,7 +56,7 @@ def test_accumulated_per_layer_updates(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_full_product(tmp_path):
-    """Only classes of libraries refuse anything, and only what is the engine's, or shards."""
+    """Nothing is refused."""
     cells = all_cells()
     results: list[dict] = []
     for processes in (1, 2):
@@ -65,8 +65,4 @@ def test_full_product(tmp_path):
         assert status(results[-1]) != "failed", results[-1]
     assert len(results) == len(cells)
     assert not [entry for entry in results if status(entry) == "failed"]
-    refused = [entry for entry in results if status(entry) == "refused"]
-    assert {entry["method"] for entry in refused} <= set(library_methods())
-    ordinary = ("float32", "eager", False)
-    unasked = [e for e in refused if (e["state_dtype"], e["execution"], e["per_layer"]) == ordinary]
-    assert {entry["parallel"] for entry in unasked} <= {"fsdp"}
+    assert not [entry for entry in results if status(entry) == "refused"]

@@ -18,7 +18,7 @@ def identify(path: Path) -> str:
 
 
 def test_recordings_are_here() -> None:
-    assert len(PATHS) == 31
+    assert len(PATHS) == 55
 
 
 @pytest.mark.parametrize("path", PATHS, ids=identify)

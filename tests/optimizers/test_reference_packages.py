@@ -113,9 +113,22 @@ def test_unprojected_parameters_are_bitsandbytes(decay: float) -> None:
     shapes = {"large": (80, 64), "small": (9, 9), "vector": (5,)}
     mine, theirs = parameters(shapes), parameters(shapes)
     settings = {"lr": 0.01, "weight_decay": decay}
-    reference = functional.optim.AdamW8bit(list(theirs.values()), **settings)
-    assert_close(
-        drive(optimizers.GaLoreAdamW8bit(list(mine.values()), **settings), mine),
-        drive(reference, theirs),
-        1e-2,
-    )
+    reference = drive(functional.optim.AdamW8bit(list(theirs.values()), **settings), theirs)
+    assert_close(drive(optimizers.GaLoreAdamW8bit(list(mine.values()), **settings), mine), reference, 1e-2)
+    mine = parameters(shapes)
+    ours = optimizers.build_optimizer("adam8bit", nn.ParameterDict(mine), **settings)
+    assert_close(drive(ours, mine), reference, 1e-2)
+    assert ours.state[mine["large"]]["exp_avg"].dtype == torch.uint8
+
+
+@pytest.mark.parametrize("beta1", [0.0, 0.9])
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_transformers_adafactor(decay: float, beta1: float) -> None:
+    """Matrices and vectors, gradients that are clipped at first; scaling by parameters and relative steps off."""
+    reference = pytest.importorskip("transformers.optimization").Adafactor
+    shapes = {"tall": (20, 6), "wide": (6, 20), "vector": (5,)}
+    mine, theirs = parameters(shapes), parameters(shapes)
+    off = dict(scale_parameter=False, relative_step=False, warmup_init=False)
+    expected = drive(reference(theirs.values(), lr=0.01, weight_decay=decay, beta1=beta1 or None, **off), theirs)
+    ours = optimizers.build_optimizer("adafactor", nn.ParameterDict(mine), 0.01, weight_decay=decay, beta1=beta1)
+    assert_close(drive(ours, mine), expected)

@@ -8,6 +8,9 @@ from optimizers import build_optimizer
 from optimizers.engine import execution
 from tests.optimizers.matrix import Cell, engine_methods, model
 
+COUPLED = ("galore_adafactor", "adafactor", "soap")
+"""Methods that have no rule whose rows do not depend on each other."""
+
 
 @pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("name", engine_methods())
@@ -31,6 +34,6 @@ def test_large_tensors_updated_in_slices_are_those_updated_whole(
     monkeypatch.setattr(execution, "SLICE", 2048)
     sliced, some = trained()
     assert none == 0
-    assert some > 0 or name == "galore_adafactor"
+    assert some > 0 or name in COUPLED
     for key, weight in whole.items():
         assert weight.equal(sliced[key]), key

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.oracles import apollo, fira, orthogonal, scale, soap, subspace_momentum
 from tests.oracles.adam_mini import adam_mini
 from tests.oracles.galore import GaLore
 from tests.oracles.ldadam import LDAdam
@@ -60,10 +61,25 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+OWN = {
+    "APOLLOAdamW": apollo.oracle,
+    "APOLLOMini": apollo.oracle,
+    "AdamWSNSM": subspace_momentum.oracle,
+    "Dion2": orthogonal.dion2,
+    "FiraAdamW": fira.oracle,
+    "Muon": orthogonal.muon,
+    "SCALE": scale.oracle,
+    "SOAP": soap.oracle,
+}
+"""Classes whose oracles come from one function each, with its own defaults."""
+
+
 def oracle_for(
     class_name: str, name: str, weight: Tensor, settings: dict[str, Any], dtype: torch.dtype = torch.float64
 ) -> ParameterOracle:
     """The oracle of parameter `name`; `settings` are the class's keyword arguments under those of its group."""
+    if class_name in OWN:
+        return OWN[class_name](name, weight, settings, dtype)
     settings = {**DEFAULTS[class_name], **settings}
     common = {"weight_decay": settings["weight_decay"], "dtype": dtype}
     if class_name == "AdamMini":

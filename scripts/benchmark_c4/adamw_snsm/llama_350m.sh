@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# AdamW-SNSM, LLaMA 350M: the authors' settings for 60M (github.com/timmytonga/sn-sm), the only published ones, with
+# rank 256, a quarter of the width.
+source "$(dirname "${BASH_SOURCE[0]}")/../../common.sh"
+
+pretrain 350m --optimizer adamw_snsm --lr 0.05 --rank 256 --update_proj_gap 100 --grad_clipping 1.0 "$@"

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# APOLLO, LLaMA 1B, as in the authors' script (arXiv 2412.05270): random projection to rank 256, drawn anew every 200
+# updates, one learning rate a channel. The paper states a quarter of the width, which is 512.
+source "$(dirname "${BASH_SOURCE[0]}")/../../common.sh"
+
+pretrain 1b --optimizer apollo --lr 0.01 --rank 256 --scale 1 --update_proj_gap 200 "$@"

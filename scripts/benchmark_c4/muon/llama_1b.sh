@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Muon, LLaMA 1B, as in the C4 scripts of Conda's authors (arXiv 2509.24218): Moonlight's step, one rate for all
+# parameters, AdamW's betas 0.9 and 0.95, weight decay 0.1 and clipping at 1.
+source "$(dirname "${BASH_SOURCE[0]}")/../../common.sh"
+
+pretrain 1b --optimizer muon --lr 1e-3 --adjust_lr_fn match_rms_adamw --momentum 0.95 --adamw_beta1 0.9 \
+    --adamw_beta2 0.95 --weight_decay 0.1 --grad_clipping 1.0 "$@"
