@@ -64,12 +64,12 @@ class UpdateKernel:
         """The float32 direction in the parameter's shape; the stored state is brought up to date."""
         rule = self.rule
         state = {name: precision.load(name, spec, fmt, stored) for name, spec, fmt in self.specs}
-        whole = None if grad is None else grad.float()
+        whole = None if grad is None else precision.widened(grad)
         # Under accumulation `compressed` is the sum over micro-batches and `grad` the last one's gradient.
         own = (
             rule.compress(whole, state) if whole is not None and (compressed is None or rule.follows_gradient) else None
         )
-        given = own if compressed is None else compressed.float()
+        given = own if compressed is None else precision.widened(compressed)
         direction = rule.direction(given, state, s, self.first)  # type: ignore[arg-type]
         if rule.follows_gradient and whole is not None and own is not None:
             rule.learn(whole, own, state, s, self.first)
@@ -91,7 +91,7 @@ class UpdateKernel:
 
     def _write_rows(self, weight: Tensor, direction: Tensor, s: Scalars, seed: precision.Seed, first_row: int) -> None:
         step = direction if self.rule.lr_inside else direction * s["lr"]
-        value = weight.float()
+        value = precision.widened(weight)
         if self.decays and self.rule.decay == "before":
             value = value * s["keep"]
         moved = value - step
@@ -116,16 +116,16 @@ class Program:
 
     def __init__(self, kernel: UpdateKernel, signature: tuple) -> None:
         self.kernel = kernel
-        shape, _, _, device = signature[0]
+        shape, dtype, _, device = signature[0]
         self._options = _options(device.type == "cpu")
-        self._device = device
+        self._device, self._dtype = device, torch.float64 if dtype == torch.float64 else torch.float32
         self.together = kernel.together if shape.numel() <= SMALL else 1
         self._compiled: dict[tuple, Callable[..., None]] = {}
 
     def __call__(self, *calls: tuple) -> None:
         """Make the updates of as many tensors."""
         names = tuple(calls[0][4])
-        numbers = on_device(tuple(tuple(call[4].values()) for call in calls), torch.float32, self._device)
+        numbers = on_device(tuple(tuple(call[4].values()) for call in calls), self._dtype, self._device)
         seeds = on_device(tuple(precision.words(call[5]) for call in calls), torch.int32, self._device)
         if (len(calls), names) not in self._compiled:
             self._compiled[len(calls), names] = self._compile(names)

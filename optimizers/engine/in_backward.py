@@ -4,7 +4,8 @@ With several micro-batches an update must not need the whole gradient at its end
 - a rule that compresses adds up compressed gradients; its basis is refreshed from the first micro-batch when due, and a
   basis that learns at every update learns from the last one;
 - a rule with an accumulator (momentum alone, LDAdam's error) adds the gradients to it;
-- the unprojected parameters of such a method keep an ordinary gradient until the last micro-batch;
+- the unprojected parameters of such a method keep an ordinary gradient until the last micro-batch, and so does a rule
+  whose accumulator has 8 bits: each of many small shares would be rounded away in it;
 - any other method refuses.
 """
 
@@ -23,13 +24,19 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import sharding, synchronize
+from . import precision, sharding, synchronize
 from .combined import CombinedOptimizer
 from .exchange import Alone
 
 if TYPE_CHECKING:
     from .optimizer import EngineOptimizer
     from .parameter import ManagedParameter
+
+
+def _adds_to_state(managed: ManagedParameter) -> bool:
+    """Whether gradients of micro-batches are added to the state of this parameter."""
+    name = managed.rule.accumulator
+    return any(name == state and storage != "int8" for state, _, storage in managed.specs)
 
 
 class PerLayerUpdates:
@@ -76,7 +83,7 @@ class PerLayerUpdates:
                 f"method needs the sum over {micro_batches}; use one micro-batch per update (a larger batch_size), a "
                 "projected or momentum-only method, or leave out per_layer"
             )
-        if micro_batches > 1 and max_norm > 0 and any(m.rule.accumulator for m in self.optimizer.managed.values()):
+        if micro_batches > 1 and max_norm > 0 and any(map(_adds_to_state, self.optimizer.managed.values())):
             raise ValueError(
                 f"{name}: per_layer adds each of {micro_batches} gradients to the state, so "
                 "the norm of their sum cannot be limited; use one micro-batch per update, or no clipping"
@@ -109,7 +116,7 @@ class PerLayerUpdates:
         """End an update that must not be made: what was collected is dropped. Gradients that are in an accumulator
         already cannot be taken out; such parameters are updated with what came."""
         for param in list(self.arrived):
-            if self.optimizer.managed[param].rule.accumulator:
+            if _adds_to_state(self.optimizer.managed[param]):
                 self._finish(param, None)
                 self.optimizer.warnings["parameters updated from a part of the micro-batches"] += 1
             param.grad = None
@@ -147,7 +154,7 @@ class PerLayerUpdates:
         with ordered_streams(grad.device, managed.quantised):
             if self.micro_batches == 1:
                 self._update(param, grad)
-            elif managed.rule.accumulator:
+            elif _adds_to_state(managed):
                 self._add_to_state(managed, grad, opening)
             elif managed.rule.compresses:
                 self._add_compressed(managed, grad)
@@ -215,13 +222,13 @@ class PerLayerUpdates:
             return
         values = managed.values()
         share = 1.0 / self.optimizer.exchange.parts
-        managed.rule.accumulate(whole.float(), values, opening, managed.step == 0, share)
+        managed.rule.accumulate(precision.widened(whole), values, opening, managed.step == 0, share)
         managed.write_state(values, 3 + self.arrived[managed.param], only=managed.rule.accumulator)
 
     def _finish(self, param: Tensor, grad: Tensor | None) -> None:
         """The update after the last micro-batch of an accumulated parameter."""
         managed, exchange = self.optimizer.managed[param], self.optimizer.exchange
-        if managed.rule.accumulator:
+        if _adds_to_state(managed):
             self._finish_in_state(managed)
         elif managed.rule.compresses:
             compressed = self.sums.pop(param, None)

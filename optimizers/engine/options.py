@@ -22,7 +22,7 @@ class EngineOptions(Declared):
         "float32",
         "storage of the optimizer state; the mathematics is float32 always. bfloat16 is rounded stochastically, "
         "int8 uses blocks of 256 in bitsandbytes' dynamic format. Tensors under 4096 "
-        "elements, or under a sixteenth of their weight, stay float32",
+        "elements, and one value per row or block, stay float32",
         choices=STATE_DTYPES,
     )
     weight_rounding: str = hyper(

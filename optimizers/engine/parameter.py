@@ -46,16 +46,13 @@ class ManagedParameter:
 
     def __init__(self, shared: Shared, param: Tensor, group: dict[str, Any], index: int, name: str) -> None:
         self.shared, self.param, self.group, self.index, self.name = shared, param, group, index, name
+        self._refuse_kind()
         self.rule = shared.rule_for(group, param)
         if shared.options.execution == "compiled" and not self.rule.compilable:
             shared.warnings[f"{type(self.rule).__name__} with these settings cannot be compiled and runs eagerly"] += 1
         self.specs = self._specs()
         self.placement = sharding.place(param, self.rule, self.specs, shared.owners, name)
-        self.slices = sharding.slices(param.shape, self.rule, self.specs, self.placement, execution.SLICE)
-        self.rounds = shared.options.weight_rounding == "stochastic" and param.dtype == torch.bfloat16
-        self.draws = self.rounds or any(storage == "bfloat16" for _, _, storage in self.specs)
-        if self.draws:
-            precision.prepare_noise(param.device, [param.shape, *(spec.shape for _, spec, _ in self.specs)])
+        self._look_at_param()
         self.initialised: bool | None = None
         self.refreshed_at = 0
         self._signature = group_signature(group)
@@ -66,9 +63,46 @@ class ManagedParameter:
 
     # -- state --------------------------------------------------------------------------------------------------
 
+    def _refuse_kind(self) -> None:
+        """Raise ValueError for a parameter that no rule can update rightly."""
+        param = self.param
+        if param.is_complex():
+            raise ValueError(f"{self.name}: complex parameters are not supported; keep two real ones (view_as_real)")
+        if getattr(param, "_is_flat_param", False) or getattr(param, "_fsdp_flattened", False):
+            raise ValueError(
+                f"{self.name}: FullyShardedDataParallel has flattened this parameter, and its rows are gone; shard the "
+                "model with torch.distributed.fsdp.fully_shard (FSDP2)"
+            )
+
+    def _look_at_param(self) -> None:
+        """What follows from the parameter's dtype and device, for as long as it has them."""
+        param, shared = self.param, self.shared
+        self._kind = (param.dtype, param.device)
+        self.slices = sharding.slices(param.shape, self.rule, self.specs, self.placement, execution.SLICE)
+        self.rounds = shared.options.weight_rounding == "stochastic" and param.dtype == torch.bfloat16
+        self.draws = self.rounds or any(storage == "bfloat16" for _, _, storage in self.specs)
+        if self.draws:
+            precision.prepare_noise(param.device, [param.shape, *(spec.shape for _, spec, _ in self.specs)])
+
+    def _follow_param(self) -> None:
+        """Take a parameter that was cast or moved since: its state goes with it."""
+        state = self.state
+        self._refuse_kind()
+        self.rule, self.specs = self.shared.rule_for(self.group, self.param), self._specs()
+        self._look_at_param()
+        self._kernels.clear()
+        if self.quantised:
+            precision.prepare_codes(self.param.device)
+        for name, (_, dtype) in self.layout().items():
+            if name in state and name != "step":
+                state[name] = state[name].to(self.param.device, dtype)
+
     def _specs(self) -> Specs:
         specs, dtype = self.rule.state(self.param.shape), self.shared.options.state_dtype
-        return tuple((n, s, precision.storage_format(s, dtype, self.param)) for n, s in specs.items())
+        try:
+            return tuple((n, s, precision.storage_format(s, dtype, self.param)) for n, s in specs.items())
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
 
     def layout(self) -> state_io.Layout:
         """Shape and dtype of every stored tensor of the whole parameter, by name."""
@@ -158,7 +192,12 @@ class ManagedParameter:
         return (mixed ^ (self.index + 1) * 0x85EBCA6B ^ (step + 1) * 0xC2B2AE35) & 0x3FFFFFFF
 
     def check_group(self) -> None:
-        """Make the rule again when a hyperparameter of the group was changed; ValueError if that shapes the state."""
+        """Make the rule again when a hyperparameter of the group was changed, or the parameter cast or moved.
+
+        Raises ValueError if the state cannot follow.
+        """
+        if (self.param.dtype, self.param.device) != self._kind:
+            self._follow_param()
         now = group_signature(self.group)
         if now == self._signature:
             return
@@ -181,7 +220,7 @@ class ManagedParameter:
 
     def refresh(self, grad: Tensor) -> bool:
         """Refresh from the whole gradient, where this process holds the state; True when the state has changed."""
-        whole = grad.float()
+        whole = precision.widened(grad)
         if not self.finite(whole):
             return False
         rng = torch.Generator().manual_seed(self.seed(1, self.step + 1))
@@ -228,7 +267,7 @@ class ManagedParameter:
 
     def compress(self, grad: Tensor) -> Tensor:
         """What the rule needs of a gradient, float32; linear, so it may be accumulated and summed over processes."""
-        return self.rule.compress(grad.float(), LoadedWhenAsked(self))
+        return self.rule.compress(precision.widened(grad), LoadedWhenAsked(self))
 
     def update(
         self, grad: Tensor | None, compressed: Tensor | None = None, batch: PendingUpdates | None = None
@@ -280,7 +319,7 @@ class ManagedParameter:
             return kernel.direction(grad, compressed, self.stored(), *self._numbers(self.step + 1))
         except torch.linalg.LinAlgError:
             self.shared.warnings[f"{self.name}: the SVD failed, this update leaves it alone"] += 1
-            return torch.zeros(self.param.shape, device=self.param.device)
+            return precision.widened(torch.zeros(self.param.shape, dtype=self.param.dtype, device=self.param.device))
 
     def _update_in_slices(self, step: int, grad: Tensor | None) -> None:
         """The eager update of a large tensor, some rows after others: float32 temporaries have the size of a slice."""

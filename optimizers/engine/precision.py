@@ -21,7 +21,8 @@ BLOCK = 256
 SMALL = 4096
 """Tensors with fewer elements stay float32: bitsandbytes' limit too; they save nothing."""
 SMALL_SHARE = 1 / 16
-"""Nor do tensors of at most this share of their weight's elements: a second moment for each row or block."""
+"""Nor do vectors of at most this share of their weight's elements: a second moment for each row or block. Moments of a
+low rank are matrices, and follow the option at any rank."""
 
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 Seed = int | Tensor
@@ -29,16 +30,29 @@ Seed = int | Tensor
 
 
 def storage_format(spec: StateSpec, state_dtype: str, weight: Tensor) -> str:
-    """The format ("float32", "bfloat16" or "int8") in which a state tensor of this weight is kept."""
+    """The format ("float32", "bfloat16" or "int8") in which a state tensor of this weight is kept.
+
+    "float64" for float64 weights; ValueError where anything narrower is asked for them.
+    """
     numel = torch.Size(spec.shape).numel()
     chosen = "int8" if spec.format == "int8" else state_dtype
     if spec.format == "unquantized" and chosen == "int8":
-        return "float32"
-    if spec.kind == "statistic" or numel < SMALL or numel <= weight.numel() * SMALL_SHARE:
+        chosen = "float32"
+    if weight.dtype == torch.float64:
+        if chosen != "float32":
+            raise ValueError(f"float64 weights have float64 state, not {chosen}: take state_dtype='float32'")
+        return "float64"
+    is_vector = sum(side > 1 for side in spec.shape) <= 1
+    if spec.kind == "statistic" or numel < SMALL or (is_vector and numel <= weight.numel() * SMALL_SHARE):
         return "float32"
     if spec.kind == "basis" and chosen == "int8":
         return "bfloat16" if weight.dtype == torch.bfloat16 else "float32"
     return chosen
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """The tensor as the mathematics takes it: float32, or float64 as it is."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def layout(name: str, spec: StateSpec, storage: str) -> Layout:
@@ -74,8 +88,8 @@ def _codes(spec: StateSpec, device: torch.device) -> Tensor:
 
 
 def load(name: str, spec: StateSpec, storage: str, stored: State) -> Tensor:
-    """The float32 value of a state tensor; for float32 storage the stored tensor itself."""
-    if storage == "float32":
+    """The float32 value of a state tensor; for float32 (and float64) storage the stored tensor itself."""
+    if storage in ("float32", "float64"):
         return stored[name]
     if storage == "bfloat16":
         return stored[name].float()
@@ -93,7 +107,7 @@ def store(
     seed and salt: different for each tensor and update. part: which of several equal shards the value is.
     """
     target = stored[name]
-    if storage == "float32":
+    if storage in ("float32", "float64"):
         if target is not value:
             target.copy_(value)
     elif storage == "bfloat16":

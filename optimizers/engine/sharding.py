@@ -151,7 +151,8 @@ def gather(shard: Tensor, shape: torch.Size, placement: Placement) -> Tensor | N
 def scatter(whole: Tensor | None, like: Tensor, shape: torch.Size, placement: Placement) -> Tensor:
     """This process's rows of the owner's tensor, float32, in the shape of `like`. A collective."""
     rows = -(-shape[0] // placement.parts)
-    mine = torch.empty((rows, *shape[1:]), dtype=torch.float32, device=like.device)
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    mine = torch.empty((rows, *shape[1:]), dtype=dtype, device=like.device)
     parts = None
     if whole is not None:
         parts = [_padded(whole[i * rows : (i + 1) * rows], rows, shape) for i in range(placement.parts)]

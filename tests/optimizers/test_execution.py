@@ -106,10 +106,13 @@ def test_compiled_equals_eager_in_small_formats(state_dtype):
 def front_end(monkeypatch):
     """torch.compile without its code generator, which takes seconds a graph: what counts here is which tensors the
     front end takes for one."""
-    compile, guards = torch.compile, {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-    monkeypatch.setattr(
-        torch, "compile", lambda f, **_: compile(f, backend="aot_eager", fullgraph=True, options=guards)
-    )
+    compile = torch.compile
+
+    def without_guards(function, **_):
+        options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        return compile(function, backend="aot_eager", fullgraph=True, options=options)
+
+    monkeypatch.setattr(torch, "compile", without_guards)
     engine.program.cache_clear()
     yield
     engine.program.cache_clear()
