@@ -80,7 +80,10 @@ def test_float64_is_computed_in_float64(method: str) -> None:
 def test_float64_equals_torch() -> None:
     start = torch.randn(96, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     mine, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    pairs = ((mine, EngineAdamW([mine], lr=1e-2, weight_decay=0.1)), (theirs, torch.optim.AdamW([theirs], lr=1e-2, weight_decay=0.1)))
+    pairs = (
+        (mine, EngineAdamW([mine], lr=1e-2, weight_decay=0.1)),
+        (theirs, torch.optim.AdamW([theirs], lr=1e-2, weight_decay=0.1)),
+    )
     for grad in gradients(5):
         for weight, optimizer in pairs:
             step(optimizer, weight, grad.double() / 3)
