@@ -29,7 +29,7 @@ class HuggingFaceAdamSettings(AdamSettings):
 
     eps: float = hyper(1e-6, "added to the root of the second moment", at_least=0.0)
     weight_decay: float = hyper(0.0, "decoupled weight decay, applied after the step", at_least=0.0)
-    correct_bias: bool = hyper(True, "whether moments are corrected for their start at zero", flag=False)
+    correct_bias: bool = hyper(True, "whether moments are corrected for their start at zero; --no_correct_bias for not")
 
 
 @dataclass(frozen=True)

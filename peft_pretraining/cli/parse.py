@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from loguru import logger
 
 from peft_pretraining.checkpoint.config import CheckpointConfig
+from peft_pretraining.cli.protocols import of_method as protocol_of_method
+from peft_pretraining.cli.protocols import with_initial_tokenizer, with_protocol
 from peft_pretraining.cli.resolve import give_way, resolve
 from peft_pretraining.cli.saved import read_saved
 from peft_pretraining.data.config import DataConfig
@@ -70,7 +72,7 @@ def parse_config(argv: Sequence[str] | None = None, *, world_size: int | None = 
     _answer_questions(typed)
     path = typed.pop("config", None)
     saved, saved_of_method = read_saved(path, shared, SECTIONS, typed) if path is not None else ({}, [])
-    given = {**give_way(saved, typed), **typed}
+    given = with_initial_tokenizer(with_protocol({**give_way(saved, typed), **typed}))
     _check_method(given, of_method, shared.flags)
     sections = _shared_sections(shared, given)
     own, optimizer = _method_section(given, of_method, saved, saved_of_method, shared.flags)
@@ -142,5 +144,5 @@ def _method_section(
         stays = set(flags_of(method)) - set(before.settings.names()) - set(before.presets)
         for name in [name for name in kept if name not in stays]:
             logger.info("saved --{} {} belonged to {} and is left out", name, kept.pop(name), before.name)
-    counted = {**kept, **own}
+    counted = {**protocol_of_method(given, flags_of(method)), **kept, **own}
     return counted, optimizer_config(method, {**given, **counted})

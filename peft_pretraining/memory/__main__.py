@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def describe(config: RunConfig, account: Account) -> str:
     """The account of one run in words, by kind of tensor."""
     training = config.training
-    notes = [f"{config.model.model_config}, {config.optimizer.optimizer}, {config.model.dtype}"]
+    notes = [f"{config.model.shape_file}, {config.optimizer.optimizer}, {config.model.dtype}"]
     notes += [f"{training.batch_size} rows of {config.data.max_length} tokens at once"]
     notes += [f"{training.gradient_accumulation} micro-batches"] if (training.gradient_accumulation or 1) > 1 else []
     notes += ["activation checkpointing"] if config.model.activation_checkpointing else []

@@ -59,7 +59,7 @@ def predict(config: RunConfig) -> Account:
     """
     if config.parallel.parallel == "fsdp":
         raise UsageError("--parallel fsdp: memory is predicted for one process; leave it out")
-    layers = load_llama_config(config.model.model_config).num_hidden_layers
+    layers = load_llama_config(config.model.shape_file).num_hidden_layers
     if layers <= _DEPTHS[1]:
         return _predict(config, layers)
     shallow, deep = (_predict(config, depth) for depth in _DEPTHS)

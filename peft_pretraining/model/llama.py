@@ -13,6 +13,7 @@ from peft_pretraining.model.attention import ATTENTION
 from peft_pretraining.model.config import ModelConfig
 from peft_pretraining.model.loss import linear_cross_entropy
 from peft_pretraining.model.padding import token_layout
+from peft_pretraining.model.pretrained import PretrainedWeights, pretrained_folder
 from peft_pretraining.model.shape import load_llama_config
 
 
@@ -82,7 +83,8 @@ def build_model(config: ModelConfig, device: torch.device | str, seed: int) -> P
     On the meta device the weights have shapes only; `initialise` gives them values. Raises UsageError for a config
     file that is missing or wrong.
     """
-    llama_config = load_llama_config(config.model_config)
+    shape = config.shape_file
+    llama_config = load_llama_config(shape)
     llama_config.dtype = config.torch_dtype
     llama_config._attn_implementation = "sdpa" if config.use_hf_model else ATTENTION
     try:
@@ -90,8 +92,7 @@ def build_model(config: ModelConfig, device: torch.device | str, seed: int) -> P
             llama = LlamaForCausalLM(llama_config)
     except Exception as error:
         raise UsageError(
-            f"--model_config {config.model_config}: no model can be made of it ({type(error).__name__}: {error}). "
-            "Correct the file"
+            f"--model_config {shape}: no model can be made of it ({type(error).__name__}: {error}). Correct the file"
         ) from error
     nn.Module.to(llama, config.torch_dtype)
     # Pads never reach the loss. Were this id a real token of the tokenizer, the flag would freeze its
@@ -101,9 +102,9 @@ def build_model(config: ModelConfig, device: torch.device | str, seed: int) -> P
         llama.activation_checkpointing_enable({"use_reentrant": False})
     model = PretrainingLlama(llama, plain=config.use_hf_model, compiled=config.compile_model)
     if torch.device(device).type != "meta":
-        initialise(model, torch.device(device), seed)
+        initialise(model, torch.device(device), seed, config.init_from)
     millions = parameter_count(model) / 1e6
-    logger.info("{}: {:.1f}M parameters in {}", config.model_config, millions, config.dtype)
+    logger.info("{}: {:.1f}M parameters in {}", shape, millions, config.dtype)
     return model
 
 
@@ -112,13 +113,15 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def initialise(model: PretrainingLlama, device: torch.device, seed: int) -> None:
-    """Weights for a model on the meta device: N(0, initializer_range) for matrices, one for norms, zero for biases.
+def initialise(model: PretrainingLlama, device: torch.device, seed: int, init_from: str | None = None) -> None:
+    """Weights for a model on the meta device: N(0, initializer_range) for matrices, one for norms, zero for biases; or
+    those of a folder. Raises UsageError where the folder's do not fit.
 
     Drawn one tensor at a time on the CPU in fp32: the same on every device, dtype and number of shards, and 7B never
     stand in fp32 at once. Of a sharded model, each process draws all and keeps its rows.
     """
     generator, spread = torch.Generator().manual_seed(seed), model.config.initializer_range
+    given = None if init_from is None else PretrainedWeights(pretrained_folder(init_from))
     shapes = {name: (parameter.shape, parameter.dtype) for name, parameter in model.named_parameters()}
     model.to_empty(device=device)
     if model.config.tie_word_embeddings:
@@ -126,7 +129,9 @@ def initialise(model: PretrainingLlama, device: torch.device, seed: int) -> None
     model.model.rotary_emb = LlamaRotaryEmbedding(model.config).to(device)  # fp32 in every dtype
     weights = dict(model.named_parameters())
     for name, (shape, dtype) in shapes.items():
-        if len(shape) == 2:
+        if given is not None:
+            values = given.read(name, tuple(shape))
+        elif len(shape) == 2:
             values = torch.empty(shape).normal_(0.0, spread, generator=generator)
         else:
             values = torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)

@@ -78,7 +78,7 @@ class Task:
 
 def model_name(settings: dict[str, Any]) -> str:
     """llama_60m from the path of the model's configuration."""
-    return _stem(settings["model_config"])
+    return _stem(settings["model_config"] or settings["init_from"])
 
 
 def by_lr(runs: Iterable[RunRecord]) -> dict[float, list[RunRecord]]:
@@ -101,7 +101,7 @@ def make_tasks(runs: Sequence[RunRecord]) -> list[Task]:
     groups: dict[tuple[Any, ...], list[RunRecord]] = defaultdict(list)
     for run in runs:
         # The same shape may be reached by different paths.
-        key = tuple(_stem(run.settings[flag]) if flag == "model_config" else run.settings.get(flag) for flag in TASK)
+        key = tuple(model_name(run.settings) if flag == "model_config" else run.settings.get(flag) for flag in TASK)
         groups[key].append(run)
     return [Task({f: same[0].settings.get(f) for f in TASK}, _make_arms(same)) for same in groups.values()]
 

@@ -43,6 +43,17 @@ class TrainingConfig:
         choices=("exact", "published"),
         help="exact: sum of losses over tokens; published: the biased mean of the published harness",
     )
+    micro_batch_means: bool = flag(
+        False,
+        help="the gradient of an update is the mean of its micro-batches' means, as in the published harnesses: "
+        "a token counts less in a micro-batch with more of them",
+    )
+    protocol: str | None = flag(
+        None,
+        choices=("published", "tuned"),
+        help="defaults of several flags at once. published: what the papers' harnesses did. tuned: what good practice "
+        "sets for a fair comparison. A flag that is typed still wins; docs/replays.md has the lists",
+    )
     seed: int = flag(0, help="seed of the weights, and of the data order without --data_seed")
     deterministic: bool = flag(False, help="deterministic kernels only: the same command gives the same losses")
     max_bad_steps: int = flag(10, help="skipped updates in a row, for a non-finite loss or gradient, that a run bears")

@@ -166,7 +166,7 @@ def _build(config: RunConfig, world: World, stop: StopSignals, folder: RunFolder
         model.document_end = data.tokenizer.eos_token_id
     parallelize(model, config.parallel, world)
     if sharded:
-        initialise(model, world.device, training.seed)
+        initialise(model, world.device, training.seed, config.model.init_from)
     with world.together():
         optimizer = _build_optimizer(config, model)
         updates = _begin_session(config, optimizer, world)

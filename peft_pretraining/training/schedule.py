@@ -34,6 +34,9 @@ class ScheduleConfig:
         None, help="updates of warm-up after each restart (default: a tenth of --cycle_length)"
     )
     decay_steps: int | None = flag(None, help="updates of wsd's final decay (default: a fifth of the run)")
+    warmup_from_zero: bool = flag(
+        False, help="spend the first update of a warm-up at a learning rate of 0, as the published harnesses do"
+    )
 
     def __post_init__(self) -> None:
         for name, low in _LOWEST.items():
@@ -62,7 +65,8 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Calling it with an update (1 to `updates`) gives the factor of the base learning rate, in (0, 1]."""
+    """Calling it with an update (1 to `updates`) gives the factor of the base learning rate, in (0, 1]; in [0, 1] with
+    --warmup_from_zero."""
 
     shape: Callable[[int], float]
     updates: int
@@ -83,8 +87,10 @@ def build_schedule(config: ScheduleConfig, updates: int) -> Schedule:
         floor = _COSINE_FLOOR if config.scheduler in ("cosine", "cosine_restarts") else 0.0
     after_warmup = _after_warmup(config, updates, warmup, floor)
 
+    ahead = 0 if config.warmup_from_zero else 1
+
     def shape(step: int) -> float:
-        return (step + 1) / (warmup + 1) if step < warmup else after_warmup(step)
+        return (step + ahead) / (warmup + ahead) if step < warmup else after_warmup(step)
 
     return Schedule(shape, updates)
 
@@ -128,6 +134,7 @@ def _restarts(config: ScheduleConfig, updates: int, warmup: int, floor: float) -
     rewarm = cycle // 10 if config.restart_warmup_steps is None else config.restart_warmup_steps
     if rewarm >= cycle:
         raise UsageError(f"--restart_warmup_steps {rewarm} is not below --cycle_length {cycle}: lower it")
+    ahead = 0 if config.warmup_from_zero else 1
     if warmup > cycle:
         raise UsageError(f"--warmup_steps {warmup} outlasts the first cycle: lower it or raise --cycle_length {cycle}")
 
@@ -135,7 +142,7 @@ def _restarts(config: ScheduleConfig, updates: int, warmup: int, floor: float) -
         since_restart = step % cycle
         if step >= cycle and since_restart < rewarm:
             target = min(step - since_restart + rewarm, updates - 1)
-            return (since_restart + 1) / (rewarm + 1) * cosine_decay(target - warmup, updates - warmup, floor)
+            return (since_restart + ahead) / (rewarm + ahead) * cosine_decay(target - warmup, updates - warmup, floor)
         return cosine_decay(step - warmup, updates - warmup, floor)
 
     return factor

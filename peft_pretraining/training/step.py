@@ -111,10 +111,11 @@ def _accumulate_gradients(run: "Run", batches: "list[Batch]", tokens: Tensor, cl
     """Backward passes of this process's micro-batches. Returns its loss sum, 0-D float64, not waited for.
 
     Each micro-batch is divided by the scored tokens of the whole update, so gradients only have to be added
-    up.
+    up; with --micro_batch_means by its own and the number of micro-batches.
     """
     total = torch.zeros((), dtype=torch.float64, device=run.world.device)
-    divisor = tokens.clamp_min(1).float()
+    whole = tokens.clamp_min(1).float()
+    means = run.config.training.micro_batch_means
     for index, batch in enumerate(batches):
         # An update inside the backward pass needs the sum of every micro-batch's gradient at once.
         set_last_micro_batch(run.model, last=run.session.in_backward or index == len(batches) - 1)
@@ -124,6 +125,9 @@ def _accumulate_gradients(run: "Run", batches: "list[Batch]", tokens: Tensor, cl
         if run.session.in_backward and not _sum(run, loss.detach().double(), clock).isfinite():
             # The backward pass would change the weights: nothing can be skipped after it.
             continue
+        divisor = whole
+        if means:
+            divisor = (batch.lengths - 1).clamp_min(0).sum().clamp_min(1) * (len(batches) * run.world.world_size)
         with clock("backward"):
             (loss / divisor).backward()
     return total

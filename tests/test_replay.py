@@ -1,0 +1,87 @@
+"""The product follows whole runs of the released harnesses (benchmarks/replay.py makes the page's figures)."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.replay import RECORDED, UPDATES, recorded_runs, replay
+from peft_pretraining.cli.parse import parse_config
+
+# Largest relative deviation of the loss that is accepted; the released harness parts from itself, when its weights are
+# changed in the last bit, by what its record says.
+FLOAT32 = {
+    "adamw": 1e-2,
+    "adamw_gentle": 2e-6,
+    "galore_adamw": 5e-6,
+    "osd": 5e-6,
+    "adamw_sn": 5e-4,
+    "rmsprop_sn": 3e-2,
+    "rmsprop_sn_corrected": 1e-5,
+    "ldadamw": 4e-4,
+    "adam_mini": 5e-6,
+    "sgd_sai": 6e-3,
+}
+EARLY = 60  # updates: the warm-up, and for GaLore the second basis
+
+
+@pytest.mark.parametrize("name", ["galore_adamw", "adam_mini", "rmsprop_sn"])
+def test_first_updates(name: str) -> None:
+    found = replay("float32", name, EARLY, further(name))
+    assert len(found.losses) == EARLY
+    assert found.deviation < FLOAT32[name]
+    assert found.lrs == pytest.approx(found.recorded_lrs, rel=1e-6, abs=1e-12)
+    assert found.evaluations[50] == pytest.approx(found.recorded_evaluations[50], rel=1e-5)
+
+
+def test_accumulation_takes_the_mean_of_means() -> None:
+    """Two micro-batches of unequal length: with a mean over all tokens the curves part by 1e-3 within ten updates."""
+    assert replay("float32_accumulation2", "galore_adamw", 30).deviation < 5e-6
+    parted = replay("float32_accumulation2", "galore_adamw", 30, ["--no_micro_batch_means"])
+    assert parted.deviation > 1e-4
+
+
+def test_bfloat16() -> None:
+    found = replay("bfloat16", "ldadamw", EARLY)
+    assert found.rerun_deviation is not None and found.deviation < 4 * found.rerun_deviation
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FLOAT32)
+def test_whole_run(name: str) -> None:
+    found = replay("float32", name, UPDATES, further(name))
+    assert found.deviation < FLOAT32[name]
+    for update, loss in found.recorded_evaluations.items():
+        assert found.evaluations[update] == pytest.approx(loss, rel=max(1e-5, 2 * FLOAT32[name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in recorded_runs()["bfloat16"] if name != "adamw_snsm"])
+def test_whole_run_in_bfloat16(name: str) -> None:
+    """Four times the released harness' own deviation: both are noise of roundings."""
+    found = replay("bfloat16", name, UPDATES, further(name))
+    assert found.rerun_deviation is not None and found.deviation < 4 * found.rerun_deviation
+
+
+def further(name: str) -> list[str]:
+    """The release of RMSProp-SN leaves out the correction of the bias; AdamW-SN's does not."""
+    return ["--no_correct_bias"] if name == "rmsprop_sn" else []
+
+
+BASE = ["--model_config", str(RECORDED / "config.json"), "--single_gpu"]
+
+
+def test_a_typed_flag_wins_over_the_protocol(tmp_path: Path) -> None:
+    words = [*BASE, "--optimizer", "galore_adamw", "--rank", "8", "--protocol", "published"]
+    plain = parse_config(words, world_size=1)
+    assert plain.training.micro_batch_means and plain.schedule.warmup_from_zero
+    assert plain.optimizer.arguments()["weight_rounding"] == "nearest"
+    typed = parse_config([*words, "--weight_rounding", "stochastic", "--evaluation", "exact"], world_size=1)
+    assert typed.optimizer.arguments()["weight_rounding"] == "stochastic"
+    assert typed.training.evaluation == "exact" and typed.training.protocol == "published"
+
+
+def test_the_tuned_protocol_sets_what_the_method_has() -> None:
+    adamw = parse_config([*BASE, "--optimizer", "adamw", "--protocol", "tuned"], world_size=1)
+    assert adamw.optimizer.arguments()["weight_decay"] == 0.1 and adamw.optimizer.arguments()["beta2"] == 0.95
+    boost = parse_config([*BASE, "--optimizer", "sgd_boost", "--protocol", "tuned"], world_size=1)
+    assert boost.optimizer.arguments()["weight_decay"] == 0.1 and boost.schedule.min_lr_ratio == 0.0
