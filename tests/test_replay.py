@@ -1,9 +1,12 @@
 """The product follows whole runs of the released harnesses (benchmarks/replay.py makes the page's figures)."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+import torchrun_main
 from benchmarks.replay import RECORDED, UPDATES, recorded_runs, replay
 from peft_pretraining.cli.parse import parse_config
 
@@ -85,3 +88,34 @@ def test_the_tuned_protocol_sets_what_the_method_has() -> None:
     assert adamw.optimizer.arguments()["weight_decay"] == 0.1 and adamw.optimizer.arguments()["beta2"] == 0.95
     boost = parse_config([*BASE, "--optimizer", "sgd_boost", "--protocol", "tuned"], world_size=1)
     assert boost.optimizer.arguments()["weight_decay"] == 0.1 and boost.schedule.min_lr_ratio == 0.0
+
+
+def test_stop_at_ends_on_the_schedule_of_the_whole() -> None:
+    """Twelve of 200 updates, and their rates are those of 200."""
+    found = replay("float32", "adamw_gentle", 12)
+    assert len(found.losses) == 12
+    assert found.lrs == pytest.approx(found.recorded_lrs, rel=1e-9, abs=1e-15)
+
+
+def test_weights_to_start_from(tmp_path: Path) -> None:
+    """The weights of a folder, its shape and its tokenizer: the first update has the loss of these very weights."""
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path / "weights"
+    torch.manual_seed(3)
+    LlamaForCausalLM(LlamaConfig.from_json_file(str(RECORDED / "config.json"))).save_pretrained(folder)
+    shutil.copytree(RECORDED / "tokenizer", folder, dirs_exist_ok=True)
+    words = f"--init_from {folder} --dataset {RECORDED} --dtype float32 --max_length 64 --batch_size 4 --single_gpu"
+    more = f"--num_training_steps 2 --workers 0 --device cpu --optimizer adamw --lr 1e-9 --save_dir {tmp_path}/run"
+    assert torchrun_main.main([*words.split(), *more.split(), "--wandb_mode", "disabled"]) == 0
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model_2")
+    given = AutoModelForCausalLM.from_pretrained(folder)
+    for (name, ours), theirs in zip(saved.named_parameters(), given.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-7), name
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((RECORDED / "config.json").read_text().replace("172", "176"))
+    words = ["--init_from", str(tmp_path), "--tokenizer", str(RECORDED / "tokenizer"), "--dataset", str(RECORDED)]
+    more = ["--optimizer", "adamw", "--single_gpu", "--save_dir", str(tmp_path / "run"), "--device", "cpu"]
+    assert torchrun_main.main([*words, *more]) == 2

@@ -14,6 +14,7 @@ _COUNTS = (
     "total_batch_size",
     "num_training_steps",
     "max_train_tokens",
+    "stop_at",
     "eval_every",
 )
 
@@ -35,6 +36,9 @@ class TrainingConfig:
         None,
         help="length of the run in tokens instead of updates, as 100M or 1.5B; counts max_length positions a "
         "sequence, padding included",
+    )
+    stop_at: int | None = flag(
+        None, help="end the run after this update, on the schedule of the whole run (default: after the last one)"
     )
     grad_clipping: float = flag(0.0, help="largest global norm of the gradient; 0 does not clip")
     eval_every: int = flag(5_000, help="updates between evaluations; the last update is always evaluated")

@@ -66,8 +66,9 @@ class Run:
 
     @property
     def updates(self) -> int:
-        """Updates of the whole run."""
-        return self.schedule.updates
+        """Updates of the run: all of the schedule's, or fewer with --stop_at."""
+        stop_at = self.config.training.stop_at
+        return self.schedule.updates if stop_at is None else min(stop_at, self.schedule.updates)
 
     def remaining_updates(self) -> Iterator[int]:
         """The updates still to do, counted from 1."""
