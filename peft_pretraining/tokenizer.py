@@ -28,14 +28,16 @@ def training_texts(config: DataConfig, most_bytes: int) -> Iterator[str]:
     from peft_pretraining.data.records import Reader
 
     corpus = find_corpus(config)
-    reader = Reader(config.text_column, corpus.filesystem, config.data_timeout, config.txt_documents)
+    if any(shard.kind == "ids" for shard in corpus.train):
+        raise UsageError(f"--dataset {config.dataset} holds token ids: a tokenizer is trained on text")
+    reader = Reader.of(config, corpus.filesystem)
     parser, skipped = DocumentParser(config.text_column, strict=False), Skipped()
     left = most_bytes
     for number, shard in enumerate(corpus.train):
         share = left // (len(corpus.train) - number)
         for records in reader.records(shard):
             texts = (parser.text(shard, record, skipped) for record in records)
-            for text in (text for text in texts if text is not None and corpus.trains_on(text)):
+            for text in (text for text in texts if isinstance(text, str) and corpus.trains_on(text)):
                 share -= len(text.encode())
                 left -= len(text.encode())
                 yield text

@@ -23,7 +23,8 @@ class DataConfig:
     dataset: str = flag(
         "c4",
         help="c4 (allenai/c4 en, streamed from the hub), builtin (documentation of the installed Python "
-        "packages, needs no network), or a path or glob of json, jsonl, txt (or .gz, .zst) or parquet files",
+        "packages, needs no network), or a path or glob of json, jsonl, txt (or .gz, .zst) or parquet files, or of "
+        "bin files of token ids as nanoGPT writes them",
     )
     eval_dataset: str | None = flag(
         None,
@@ -37,7 +38,7 @@ class DataConfig:
         "and --eval_dataset is not given; 0 keeps none",
     )
     dataset_revision: str = flag("main", help="branch, tag or commit of allenai/c4 on the hub")
-    text_column: str = flag("text", help="field of json or parquet records that holds a document")
+    text_column: str = flag("text", help="field of json or parquet records that holds a document (text, or token ids)")
     txt_documents: str = flag(
         "file",
         choices=TXT_DOCUMENTS,

@@ -2,10 +2,11 @@
 
 import json
 
+import numpy as np
 from loguru import logger
 
 from peft_pretraining.data.faults import DAMAGED, EMPTY, INVALID_JSON, INVALID_UTF8, NO_TEXT, NOT_TEXT, Skipped
-from peft_pretraining.data.holdout import is_held_out
+from peft_pretraining.data.holdout import Document, is_held_out
 from peft_pretraining.data.lines import Record
 from peft_pretraining.data.shards import Shard
 from peft_pretraining.errors import UsageError
@@ -19,7 +20,7 @@ class DocumentParser:
     def __init__(self, text_column: str, strict: bool) -> None:
         self._text_column, self._strict = text_column, strict
 
-    def text(self, shard: Shard, record: Record, skipped: Skipped) -> str | None:
+    def text(self, shard: Shard, record: Record, skipped: Skipped) -> Document | None:
         """The document of a record; None for a blank line or a fault. Raises UsageError under `strict`."""
         fault = record.fault
         if fault is None:
@@ -38,10 +39,12 @@ class DocumentParser:
             logger.warning("{}: {}; the rest of it is skipped", shard.name, fault)
         return None
 
-    def _parse(self, record: Record) -> tuple[str | None, str | None]:
+    def _parse(self, record: Record) -> tuple[Document | None, str | None]:
         """(text, None), (None, None) for a blank line, or (None, fault)."""
         if record.data is None:
             return None, NO_TEXT
+        if record.ids:
+            return (np.frombuffer(record.data, dtype="<u4"), None) if record.data else (None, EMPTY)
         try:
             text = record.data.decode().removeprefix("\ufeff")
             if record.plain and "\0" in text:

@@ -16,6 +16,7 @@ from peft_pretraining.data.cache import cache_folder
 from peft_pretraining.data.config import DataConfig
 from peft_pretraining.data.documents import DocumentParser
 from peft_pretraining.data.faults import Skipped
+from peft_pretraining.data.holdout import Document
 from peft_pretraining.data.rows import Batch, to_rows
 from peft_pretraining.data.shards import Corpus
 from peft_pretraining.data.tokenization import Encoder
@@ -122,13 +123,13 @@ class EvaluationSet:
         if left:
             yield left
 
-    def _texts(self) -> Iterator[list[str]]:
+    def _texts(self) -> Iterator[list[Document]]:
         from peft_pretraining.data.records import Reader
 
         config, corpus = self._config, self._corpus
-        reader = Reader(config.text_column, corpus.filesystem, config.data_timeout, config.txt_documents)
+        reader = Reader.of(config, corpus.filesystem, self._encoder)
         parser = DocumentParser(config.text_column, config.strict_data)
-        skipped, texts = Skipped(), list[str]()
+        skipped, texts = Skipped(), list[Document]()
         for shard in corpus.validation or corpus.train:
             for records in Background(reader.records(shard), shard.name, config.data_timeout):
                 found = (parser.text(shard, record, skipped) for record in records)

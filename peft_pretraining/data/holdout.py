@@ -2,13 +2,20 @@
 
 import hashlib
 
+import numpy as np
+
 # One document in HELD_OUT_OF, unless --holdout says otherwise.
 HELD_OUT_OF = 25
 
 
-def is_held_out(text: str, one_in: int = HELD_OUT_OF) -> bool:
+# A text, or the ids that a tokenizer made of it, uint32.
+Document = str | np.ndarray
+
+
+def is_held_out(text: Document, one_in: int = HELD_OUT_OF) -> bool:
     """Whether a document belongs to validation: decided by its content, wherever it occurs. `one_in` 0: none does."""
     if one_in == 0:
         return False
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    content = text.encode() if isinstance(text, str) else text.tobytes()
+    digest = hashlib.blake2b(content, digest_size=8).digest()
     return int.from_bytes(digest, "little") % one_in == 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from peft_pretraining.data.background import Background
 from peft_pretraining.data.documents import DocumentParser
 from peft_pretraining.data.faults import EMPTY, DataError, Skipped
+from peft_pretraining.data.holdout import Document
 from peft_pretraining.data.lines import Record
 from peft_pretraining.data.plan import Piece, Plan
 from peft_pretraining.data.shards import Shard
@@ -79,13 +80,13 @@ class Lane:
         self._plan, self.number, self._reader, self._parser = plan, number, reader, parser
         self.position = Position() if cursor is None else Position.from_dict(cursor)
         self.skipped = self.position.skipped.copy()
-        self._block: list[str] = []
+        self._block: list[Document] = []
         self._records: Iterator[Record] | None = None
         self._source: Background[list[Record]] | None = None
         self._next_row = 0
         self._order: tuple[int, list[Piece]] = (-1, [])
 
-    def document(self) -> str:
+    def document(self) -> Document:
         """The next document, which stays the next one until `advance`."""
         if not self._block:
             self._fill()
@@ -153,17 +154,17 @@ class Lane:
             "another --text_column, or a larger --holdout"
         )
 
-    def _text(self, shard: Shard, record: Record, skipped: Skipped) -> str | None:
+    def _text(self, shard: Shard, record: Record, skipped: Skipped) -> Document | None:
         text = self._parser.text(shard, record, skipped)
         return text if text is not None and self._plan.corpus.trains_on(text) else None
 
-    def _read_block(self) -> list[str]:
+    def _read_block(self) -> list[Document]:
         """Up to a block's number of documents from the position on; none at the end of the piece."""
         if self.position.piece >= len(self._pieces()):
             return []
         self.prepare()
         shard = self._shard()
-        documents: list[str] = []
+        documents: list[Document] = []
         assert self._records is not None
         for record in self._records:
             self._next_row = record.row + 1

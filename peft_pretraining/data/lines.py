@@ -22,13 +22,14 @@ LONGEST_TEXT = 1 << 20
 class Record:
     """Record number `row` of a shard, counted from 0: its bytes, or None and what is wrong with it.
 
-    `plain`: the bytes are the text itself, not a JSON object that holds it.
+    `plain`: the bytes are the text itself, not a JSON object that holds it. `ids`: they are token ids, uint32.
     """
 
     row: int
     plain: bool
     data: bytes | None
     fault: str | None = None
+    ids: bool = False
 
 
 def split_records(file: Any, documents: str) -> Iterator[list[tuple[bytes | None, str | None]]]:

@@ -76,8 +76,7 @@ class LaneRows(IterableDataset[Parcel]):
         info = get_worker_info()
         part, parts = (0, 1) if info is None else (info.id, info.num_workers)
         first, last = (len(self._lanes) * edge // parts for edge in (part, part + 1))
-        config = self._config
-        reader = Reader(config.text_column, self._plan.corpus.filesystem, config.data_timeout, config.txt_documents)
+        reader = Reader.of(self._config, self._plan.corpus.filesystem, self._encoder)
         parser = DocumentParser(self._config.text_column, self._config.strict_data)
         lanes = [
             Lane(self._plan, number, reader, parser, self._cursors.get(number)) for number in self._lanes[first:last]

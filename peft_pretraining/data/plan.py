@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from peft_pretraining.data.holdout import Document
 from peft_pretraining.data.lines import LONGEST_TEXT
 from peft_pretraining.data.shards import Corpus, Shard, are_parts_of_one
 
@@ -74,7 +75,7 @@ class Plan:
             if owner[shard] in (lane, -1)
         ]
 
-    def shuffle(self, documents: Sequence[str], epoch: int, piece: Piece, row: int) -> list[str]:
+    def shuffle(self, documents: Sequence[Document], epoch: int, piece: Piece, row: int) -> list[Document]:
         """A block of documents in its order of this epoch."""
         key = [self.seed, epoch, piece.shard, piece.stripe, row]
         return [documents[index] for index in np.random.default_rng(key).permutation(len(documents))]

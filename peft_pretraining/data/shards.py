@@ -12,13 +12,13 @@ from typing import Any
 
 from loguru import logger
 
-from peft_pretraining.data.holdout import HELD_OUT_OF, is_held_out
+from peft_pretraining.data.holdout import HELD_OUT_OF, Document, is_held_out
 from peft_pretraining.data.splits import split
 from peft_pretraining.errors import UsageError
 
-_KINDS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet", ".txt": "text"}
+_KINDS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet", ".txt": "text", ".bin": "ids"}
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-FORMATS = "json, jsonl, ndjson or txt (also with .gz or .zst), parquet"
+FORMATS = "json, jsonl, ndjson or txt (also with .gz or .zst), parquet, or bin (token ids)"
 # A folder that holds this file is the folder of a run.
 _RUN_FILE = "run.json"
 _NAMED_AT_MOST = 5
@@ -43,7 +43,7 @@ class Shard:
 
     @property
     def kind(self) -> str | None:
-        """json (a record a line), text, parquet, or None for other files, by the end of the name."""
+        """json (a record a line), text, parquet, ids (token ids), or None for other files, by the end of the name."""
         name = Path(self.name)
         return _KINDS.get(Path(name.stem).suffix if self.compression else name.suffix)
 
@@ -67,11 +67,11 @@ class Corpus:
         """Whether documents of the training shards are held out."""
         return not self.validation and self.holdout > 0
 
-    def trains_on(self, text: str) -> bool:
+    def trains_on(self, text: Document) -> bool:
         """Whether a document of a training shard is trained on."""
         return not (self.hold_out and is_held_out(text, self.holdout))
 
-    def validates_on(self, text: str) -> bool:
+    def validates_on(self, text: Document) -> bool:
         """Whether a document of a validation shard, or of a training shard where there is none, is held out."""
         return bool(self.validation) or is_held_out(text, self.holdout)
 

@@ -86,6 +86,8 @@ def _probed(shards: Sequence[Shard]) -> Sequence[Shard]:
 def _first_fault(shard: Shard, config: DataConfig) -> str | None:
     """Why the start of a shard holds no document, or None if it does."""
     try:
+        if shard.kind == "ids":
+            return None if shard.size % 2 == 0 else "an odd number of bytes, not token ids"
         if shard.kind == "parquet":
             return _parquet_fault(shard, config.text_column)
         if shard.kind == "json" and is_array(shard):
@@ -148,7 +150,7 @@ def _array_fault(shard: Shard, config: DataConfig) -> str | None:
 
     parser, skipped = DocumentParser(config.text_column, strict=False), Skipped()
     try:
-        for records in Reader(config.text_column, None, config.data_timeout).records(shard):
+        for records in Reader.of(config, None).records(shard):
             if any(parser.text(shard, record, skipped) is not None for record in records):
                 return None
     except UsageError as error:

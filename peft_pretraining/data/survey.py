@@ -10,6 +10,7 @@ from loguru import logger
 from peft_pretraining.data.config import DataConfig
 from peft_pretraining.data.documents import DocumentParser
 from peft_pretraining.data.faults import Skipped
+from peft_pretraining.data.holdout import Document
 from peft_pretraining.data.records import Reader
 from peft_pretraining.data.shards import Corpus, Shard
 from peft_pretraining.data.tokenization import Encoder
@@ -89,23 +90,25 @@ def _sample(
     counts: list[int] = []
     stand_for, whole = 0.0, True
     for shard in shards:
-        texts, share = _read(config, corpus, shard, _CHARACTERS // len(shards))
+        texts, share = _read(config, corpus, shard, _CHARACTERS // len(shards), encoder)
         counts += [len(ids) for ids in encoder.documents(texts) if ids]
         stand_for += share * shard.size
         whole = whole and share == 1.0
     return counts, stand_for, whole
 
 
-def _read(config: DataConfig, corpus: Corpus, shard: Shard, limit: int) -> tuple[list[str], float]:
+def _read(
+    config: DataConfig, corpus: Corpus, shard: Shard, limit: int, encoder: Encoder
+) -> tuple[list[Document], float]:
     """(documents from the start of a shard, the share of the shard that they are)."""
-    reader = Reader(config.text_column, corpus.filesystem, config.data_timeout, config.txt_documents)
+    reader = Reader.of(config, corpus.filesystem, encoder)
     parser, skipped = DocumentParser(config.text_column, strict=False), Skipped()
-    texts: list[str] = []
+    texts: list[Document] = []
     raw, rows = bytearray(), 0
     for records in reader.records(shard):
         for record in records:
             if len(raw) >= limit and len(texts) >= _LEAST_DOCUMENTS:
-                return texts, _share(shard, raw, rows)
+                return texts, _share(shard, raw, rows, reader.wide_ids)
             rows += 1
             raw += (record.data or b"") + b"\n"
             text = parser.text(shard, record, skipped)
@@ -113,11 +116,13 @@ def _read(config: DataConfig, corpus: Corpus, shard: Shard, limit: int) -> tuple
     return texts, 1.0
 
 
-def _share(shard: Shard, raw: bytearray, rows: int) -> float:
+def _share(shard: Shard, raw: bytearray, rows: int, wide_ids: bool) -> float:
     """What share of a shard `rows` records of these bytes are."""
     if shard.kind == "parquet":
         import pyarrow.parquet as pq
 
         return rows / max(pq.read_metadata(shard.path).num_rows, rows)
+    if shard.kind == "ids":
+        return min(1.0, len(raw) / (1 if wide_ids else 2) / shard.size)
     size = len(zlib.compress(raw, 6)) if shard.compression else len(raw)
     return min(1.0, size / shard.size)

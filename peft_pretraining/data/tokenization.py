@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from loguru import logger
 
+from peft_pretraining.data.holdout import Document
 from peft_pretraining.data.hub import ask_hub, reason_of
 from peft_pretraining.errors import UsageError
 
@@ -124,7 +125,7 @@ class Encoder:
         description["truncation"] = description["padding"] = None
         self._tokenizer = Tokenizer.from_str(json.dumps(description))
         self._tokenizer.encode_special_tokens = True
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         self.eos, self.pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
         self._unknown = self.eos if tokenizer.unk_token_id is None else int(tokenizer.unk_token_id)
         with_special = self._tokenizer.encode("a", add_special_tokens=True).ids
@@ -133,14 +134,19 @@ class Encoder:
         self._before: list[int] = with_special[:start]
         self.token_bytes = _token_bytes(description, self._tokenizer.get_vocab(with_added_tokens=True), tokenizer)
 
-    def documents(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each document with EOS at its end; no ids at all for one that has no tokens."""
-        return [self._close(ids, None) for ids in self._encode(texts)]
+    def documents(self, texts: Sequence[Document]) -> list[list[int]]:
+        """Ids of each document with EOS at its end; no ids at all for one that has no tokens.
 
-    def heads(self, texts: Sequence[str], length: int) -> list[list[int]]:
+        Raises UsageError for a document of ids that are not this tokenizer's.
+        """
+        encoded = iter(self._encode([text for text in texts if isinstance(text, str)]))
+        return [self._close(next(encoded) if isinstance(text, str) else self._own(text), None) for text in texts]
+
+    def heads(self, documents: Sequence[Document], length: int) -> list[list[int]]:
         """As `documents`, cut to `length` ids, the last of which is EOS all the same."""
-        encoded: list[list[int]] = [[]] * len(texts)
-        left, limit = list(range(len(texts))), length * _CHARACTERS_PER_TOKEN
+        encoded = [[] if isinstance(each, str) else self._own(each[:length]) for each in documents]
+        texts = {index: each for index, each in enumerate(documents) if isinstance(each, str)}
+        left, limit = list(texts), length * _CHARACTERS_PER_TOKEN
         while left:
             heads = [_head(texts[index], limit) for index in left]
             short = []
@@ -152,6 +158,16 @@ class Encoder:
             left, limit = short, 4 * limit
         return [self._close(ids, length) for ids in encoded]
 
+    def _own(self, ids: np.ndarray) -> list[int]:
+        """Ids that were read, without the BOS that they may begin with."""
+        found: list[int] = ids.tolist()
+        if found and max(found) >= self.vocab_size:
+            raise UsageError(
+                f"--dataset: a document holds the token id {max(found)}, and the model's vocab_size is "
+                f"{self.vocab_size}: these ids were made by another tokenizer; give it as --tokenizer"
+            )
+        return found[len(self._before) :] if found[: len(self._before)] == self._before else found
+
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
@@ -162,8 +178,8 @@ class Encoder:
             return []
         if length is not None:
             ids = ids[: max(0, length - len(self._before) - 1)]
-        if ids and max(ids) >= self._vocab_size:
-            ids = [index if index < self._vocab_size else self._unknown for index in ids]
+        if ids and max(ids) >= self.vocab_size:
+            ids = [index if index < self.vocab_size else self._unknown for index in ids]
         return [*self._before, *ids, self.eos]
 
 
