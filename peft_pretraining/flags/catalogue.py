@@ -42,7 +42,7 @@ def _entry(call: ast.Call, classes: dict[str, ast.ClassDef]) -> Entry:
     name, description = (ast.literal_eval(argument) for argument in call.args[:2])
     stated = {keyword.arg: keyword.value for keyword in call.keywords}
     aliases = ast.literal_eval(stated["aliases"]) if "aliases" in stated else ()
-    own = _name(stated["settings"]) if "settings" in stated else _parameter(classes[_name(call.args[2])])
+    own = _name(stated["settings"]) if "settings" in stated else _parameter(classes[_name(call.args[2])], classes)
     engine = "engine" not in stated or ast.literal_eval(stated["engine"])
     flags = _flags(own, classes) | (_flags("EngineOptions", classes) if engine else {})
     return Entry(name, description, aliases, frozenset(spelling for names in flags.values() for spelling in names))
@@ -64,9 +64,10 @@ def _flags(kind: str, classes: dict[str, ast.ClassDef]) -> dict[str, tuple[str, 
     return found
 
 
-def _parameter(kind: ast.ClassDef) -> str:
-    """The settings class of a class on the engine: the argument of its base."""
-    return next(_name(base.slice) for base in kind.bases if isinstance(base, ast.Subscript))
+def _parameter(kind: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> str:
+    """The settings class of a class on the engine: the argument of its base, or of its base's base."""
+    base = kind.bases[0]
+    return _name(base.slice) if isinstance(base, ast.Subscript) else _parameter(classes[_name(base)], classes)
 
 
 def _argument_of(node: ast.expr, function: str) -> ast.Call | None:
