@@ -7,9 +7,8 @@ SIGUSR1 ended it after a checkpoint, 130 when Ctrl-C did, 1 for a failure. After
 with --continue_from auto goes on.
 """
 
-import sys
-
 from peft_pretraining.cli.main import main
+from peft_pretraining.console import leave
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

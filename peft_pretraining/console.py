@@ -1,9 +1,13 @@
-"""What commands have in common: log lines, and the end of a table whose reader has left."""
+"""What commands have in common: log lines, the end of a table whose reader has left, and the end of a process."""
 
+import atexit
+import json
 import os
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 from loguru import logger
 from tqdm import tqdm
@@ -29,3 +33,26 @@ def configure_logging(rank: int, processes: int) -> None:
         format=f"<dim>{{time:HH:mm:ss}}</dim> <level>{{level: <7}}</level> {origin}{{message}}",
         colorize=sys.stderr.isatty(),
     )
+
+
+def explain(message: str) -> None:
+    """Hands a process's last word to the torchrun that started it, which prints it at the end of its traceback."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        with suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": message, "timestamp": int(time.time())}, file)
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process with `status` without taking the interpreter down, after all that was registered for the exit.
+
+    A thread that is in native code then, as one that reads a shard, is ended by Python when it comes back. That goes
+    through C++ that may not be left this way, which aborts the process: "terminate called without an active
+    exception", SIGABRT, although everything is on the disk. Whatever has to be waited for is waited for before.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            status = status or 1
+    os._exit(status)

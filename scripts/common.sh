@@ -100,7 +100,7 @@ pretrain() {
 }
 
 distributed() {
-    start "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$1" torchrun_main.py "${@:2}"
+    start "$PYTHON" -m peft_pretraining.launch --standalone --nproc_per_node "$1" torchrun_main.py "${@:2}"
 }
 
 # seven_billion FLAGS: LLaMA 7B on one GPU, 150,000 updates of 512 rows.

@@ -31,6 +31,7 @@ FLOORS = (
         "peft_pretraining/finetuning",
         "peft_pretraining/generate.py",
         "peft_pretraining/tokenizer.py",
+        "peft_pretraining/evaluate.py",
         "peft_pretraining/launch.py",
         *COMMANDS,
     ),

@@ -99,7 +99,7 @@ ITS_MEANING = {
     "weight_decay": 0.1,
     "warmup_steps": 20,
     "eval_every": 50,
-    "save_every": 100,
+    "save_every": "100",
     "save_dir": "runs/x",
     "seed": 3,
     "name": "test",

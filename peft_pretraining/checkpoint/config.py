@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from peft_pretraining.errors import UsageError
-from peft_pretraining.flags.fields import flag
+from peft_pretraining.flags.fields import Interval, flag
 
 
 @dataclass(frozen=True)
@@ -14,21 +14,21 @@ class CheckpointConfig:
     _argument_group_name: ClassVar[str] = "checkpoints"
 
     save_dir: str | None = flag(None, help="run folder (default: runs/NAME, or runs/TIME OF THE START)")
-    save_every: int = flag(10_000, help="updates between checkpoints; the last update is always saved")
+    save_every: Interval = flag(
+        Interval("30min"),
+        help="time between checkpoints, as 30min or 2h, or a number of updates; the last update is always saved",
+    )
     async_save: bool = flag(
         False, help="copy the state to host memory and write it while training goes on; the last save is waited for"
     )
     keep_checkpoints: int = flag(3, help="newest checkpoints kept; older ones are deleted")
     continue_from: str | None = flag(
         None,
-        help="checkpoint or run folder to continue; 'auto' takes the newest valid one of --save_dir, or "
-        "starts from the beginning where there is none",
+        help="checkpoint or run folder to continue; 'auto' takes the newest valid one of --save_dir or of "
+        "runs/NAME, or starts from the beginning where there is none",
         metavar="DIR|auto",
     )
 
     def __post_init__(self) -> None:
-        for name in ("save_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name} {getattr(self, name)}: give at least 1")
-        if self.continue_from == "auto" and self.save_dir is None:
-            raise UsageError("--continue_from auto looks for checkpoints in --save_dir: give that flag too")
+        if self.keep_checkpoints < 1:
+            raise UsageError(f"--keep_checkpoints {self.keep_checkpoints}: give at least 1")

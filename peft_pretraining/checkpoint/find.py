@@ -15,9 +15,8 @@ def choose_folder(config: CheckpointConfig, name: str | None) -> Path:
     """The run folder that the flags ask for; without --save_dir, a run is continued where it is."""
     if config.save_dir is not None:
         return Path(config.save_dir)
-    if config.continue_from is not None:
-        source = Path(config.continue_from)
-        return folder_of(source)
+    if config.continue_from not in (None, "auto"):
+        return folder_of(Path(config.continue_from))
     return Path("runs") / (name or time.strftime("%Y-%m-%d_%H-%M-%S"))
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from peft_pretraining.checkpoint import optimizer_state
 from peft_pretraining.checkpoint.background import BackgroundSave
+from peft_pretraining.checkpoint.card import model_card
 from peft_pretraining.checkpoint.config import CheckpointConfig
 from peft_pretraining.checkpoint.progress import Progress
 from peft_pretraining.checkpoint.rng import random_state, restore_random_state
@@ -31,7 +32,8 @@ from peft_pretraining.data import merge_states
 from peft_pretraining.distributed.world import World
 from peft_pretraining.errors import UsageError
 from peft_pretraining.model.export import save_model
-from peft_pretraining.run_folder.layout import STATE_FOLDER, TRAINER, RunFolder
+from peft_pretraining.run_folder.layout import CARD, STATE_FOLDER, TRAINER, RunFolder
+from peft_pretraining.run_folder.modes import follow_umask
 
 FORMAT_VERSION = 1
 
@@ -93,8 +95,10 @@ class Checkpoints:
         with self._failure_named(saving.update), self._world.together(), _disk_errors():
             saving.wait()
 
-    def load(self, state: TrainingState, path: Path) -> None:
+    def load(self, state: TrainingState, path: Path) -> dict[str, Any]:
         """Brings a newly built state to the one saved in `path`, which has been verified.
+
+        Returns the configuration that it was saved with.
 
         Raises UsageError for a checkpoint of another model, optimizer or format version, and for one whose files,
         although they are those of its manifest, mean nothing.
@@ -118,6 +122,7 @@ class Checkpoints:
             _log_changes(trainer["config"], self._config)
         if path.parent.resolve() == self._folder.path.resolve():
             self.last_saved = progress.update
+        return dict(trainer["config"])
 
     def _describe(self, state: TrainingState) -> dict[str, Any]:
         world = self._world
@@ -144,6 +149,9 @@ class Checkpoints:
         update = trainer["progress"]["update"]
         save_model(state.model, path, state.data.tokenizer, state_dict=weights)
         (path / STATE_FOLDER / TRAINER).write_text(json.dumps(trainer), encoding="utf-8")
+        parameters = sum(tensor.numel() for tensor in weights.values())
+        (path / CARD).write_text(model_card(self._config, trainer["progress"], parameters), encoding="utf-8")
+        follow_umask(path)
         self._folder.publish(update, self._settings.keep_checkpoints)
         logger.info("checkpoint {}", self._folder.checkpoint(update))
 
@@ -219,7 +227,7 @@ def _log_changes(before: dict[str, Any], after: Mapping[str, Any]) -> None:
     for section, values in json.loads(json.dumps(after)).items():
         for name, value in values.items():
             old = before.get(section, {}).get(name)
-            if old != value and section != "checkpoint":
+            if old != value and section not in ("checkpoint", "logging"):
                 logger.info("--{} was {} in the run that is continued and is {} from here", name, old, value)
 
 

@@ -1,13 +1,12 @@
 """The command `thrift-train`, which torchrun_main.py is too: a configuration, then the run, then an exit status."""
 
 import os
-import sys
 from collections.abc import Sequence
 
 from loguru import logger
 
 from peft_pretraining.cli.parse import parse_config
-from peft_pretraining.console import configure_logging
+from peft_pretraining.console import configure_logging, explain, leave
 from peft_pretraining.errors import AgreedError, RunFailed, UsageError
 from peft_pretraining.training.preemption import StopSignals
 
@@ -26,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A mistake that all processes see is reported once.
         if rank == 0 or not (config is None or isinstance(error, AgreedError)):
             logger.error("{}", error)
+            explain(str(error))
         return 2
     except RunFailed as error:
         logger.error("{}", error)
@@ -33,4 +33,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -14,6 +14,9 @@ from peft_pretraining.training.schedule import build_schedule
 
 Flags = dict[str, Any]
 
+_PAPERS_EVAL_EVERY = 1_000  # of the published runs of this field
+_EVALUATIONS = 20
+
 # Saved values that only make sense beside the saved value of another flag: typing another value for that one
 # drops them.
 _BELONGS_TO = {
@@ -66,6 +69,7 @@ def resolve(config: RunConfig, given: Collection[str], world_size: int) -> RunCo
     or that nothing would read.
     """
     _check_processes(config, world_size)
+    _check_folder(config)
     _check_unused(config, given)
     training = _resolve_length(_resolve_batch(config.training, given, world_size), given, config.data.max_length)
     build_schedule(config.schedule, training.num_training_steps)
@@ -81,6 +85,14 @@ def _check_processes(config: RunConfig, world_size: int) -> None:
         raise UsageError(
             "--log_details looks at whole layers, and --parallel fsdp leaves each process a shard of them: "
             "use --parallel ddp for such a run, or leave --log_details out"
+        )
+
+
+def _check_folder(config: RunConfig) -> None:
+    unnamed = config.checkpoint.save_dir is None and config.logging.name is None
+    if config.checkpoint.continue_from == "auto" and unnamed:
+        raise UsageError(
+            "--continue_from auto looks for checkpoints in --save_dir or runs/NAME: give --save_dir or --name"
         )
 
 
@@ -122,7 +134,7 @@ def _resolve_batch(training: TrainingConfig, given: Collection[str], world_size:
 def _resolve_length(training: TrainingConfig, given: Collection[str], max_length: int) -> TrainingConfig:
     tokens = training.max_train_tokens
     if tokens is None:
-        return training
+        return _resolve_evaluation(training)
     if "num_training_steps" in given:
         raise UsageError(
             f"--max_train_tokens {tokens} and --num_training_steps {training.num_training_steps} both set "
@@ -135,4 +147,11 @@ def _resolve_length(training: TrainingConfig, given: Collection[str], max_length
             f"--max_train_tokens {tokens} is less than one update of {per_update} tokens "
             f"({training.total_batch_size} sequences of {max_length}): raise it or lower --total_batch_size"
         )
-    return dataclasses.replace(training, num_training_steps=tokens // per_update)
+    return _resolve_evaluation(dataclasses.replace(training, num_training_steps=tokens // per_update))
+
+
+def _resolve_evaluation(training: TrainingConfig) -> TrainingConfig:
+    if training.eval_every is not None:
+        return training
+    every = min(_PAPERS_EVAL_EVERY, max(1, training.num_training_steps // _EVALUATIONS))
+    return dataclasses.replace(training, eval_every=every)

@@ -33,6 +33,7 @@ from peft_pretraining.data.cache import cache_folder
 from peft_pretraining.data.holdout import HELD_OUT_OF
 from peft_pretraining.data.near_duplicates import split_apart
 from peft_pretraining.errors import UsageError
+from peft_pretraining.run_folder.modes import follow_umask
 
 PACKAGES = ("torch", "transformers", "numpy", "pandas", "datasets", "huggingface_hub")
 _LEAST_CHARACTERS = 200
@@ -166,6 +167,7 @@ def _build(folder: Path) -> None:
             name = f"en/c4-train.{index:05d}-of-{_TRAIN_SHARDS:05d}.json.gz"
             write_shard(temporary / name, train[index::_TRAIN_SHARDS])
         write_shard(temporary / "en/c4-validation.00000-of-00001.json.gz", held_out)
+        follow_umask(temporary)
         temporary.rename(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

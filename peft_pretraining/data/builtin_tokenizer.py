@@ -13,6 +13,7 @@ from loguru import logger
 from peft_pretraining.data import builtin_corpus
 from peft_pretraining.data.cache import cache_folder
 from peft_pretraining.errors import UsageError
+from peft_pretraining.run_folder.modes import follow_umask
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -70,6 +71,7 @@ def _train(corpus: Path, vocab_size: int, file: Path) -> None:
     temporary = Path(tempfile.mkdtemp(dir=file.parent))
     try:
         tokenizer.save(str(temporary / file.name))
+        follow_umask(temporary)
         (temporary / file.name).rename(file)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

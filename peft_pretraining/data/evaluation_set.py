@@ -21,6 +21,7 @@ from peft_pretraining.data.rows import Batch, to_rows
 from peft_pretraining.data.shards import Corpus
 from peft_pretraining.data.tokenization import Encoder
 from peft_pretraining.errors import UsageError
+from peft_pretraining.run_folder.modes import follow_umask
 
 _DOCUMENTS_AT_ONCE = 256
 
@@ -65,6 +66,7 @@ class EvaluationSet:
                     return kept
                 ids, ends = self._tokenize()
                 save_file({"ids": ids, "ends": ends}, file.with_suffix(".partial"))
+                follow_umask(file.with_suffix(".partial"))
                 file.with_suffix(".partial").replace(file)
                 return ids, ends
         except OSError as error:

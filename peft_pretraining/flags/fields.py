@@ -12,6 +12,8 @@ from decimal import Decimal
 from typing import Any, Self
 
 _SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_SECONDS = {"s": 1, "min": 60, "h": 3600}
+_INTERVAL = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|)")
 _TOKEN_COUNT = re.compile(r"(\d[\d_]*(?:\.\d+)?)\s*([KMBT]?)", re.IGNORECASE)
 
 
@@ -67,3 +69,23 @@ def flag_values(section: Any) -> dict[str, Any]:
         elif field.metadata.get("flag", True) and field.metadata:
             values[field.name] = value
     return values
+
+
+class Interval(str):
+    """How often something happens: every so many updates, as `500`, or after a time, as `30min`, `90s` or `2h`.
+
+    updates: their number, None for a time. seconds: the time, None for a number of updates.
+    """
+
+    updates: int | None
+    seconds: float | None
+
+    def __new__(cls, value: int | str) -> Self:
+        """Raises argparse.ArgumentTypeError, which a parser reports beside the flag's name."""
+        match = _INTERVAL.fullmatch(str(value).strip())
+        if match is None or float(match[1]) == 0 or (match[2] == "" and "." in match[1]):
+            raise argparse.ArgumentTypeError(f"{value!r}: write a number of updates, as 500, or a time, as 30min or 2h")
+        made = super().__new__(cls, match[1] + match[2])
+        made.updates = None if match[2] else int(match[1])
+        made.seconds = float(match[1]) * _SECONDS[match[2]] if match[2] else None
+        return made

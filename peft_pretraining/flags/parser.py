@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from peft_pretraining.errors import UsageError
-from peft_pretraining.flags.fields import TokenCount
+from peft_pretraining.flags.fields import Interval, TokenCount
 
-_METAVARS = {int: "N", float: "X", str: "TEXT", TokenCount: "TOKENS"}
+_METAVARS = {int: "N", float: "X", str: "TEXT", TokenCount: "TOKENS", Interval: "N|TIME"}
 _WANTED = {int: "a whole number", float: "a number"}
 _SWITCH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _SPELLED = "_spelled"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from peft_pretraining.model.llama import PretrainingLlama
 
@@ -26,7 +26,7 @@ def save_model(
     `state_dict` holds whole tensors under the model's parameter names, for a model whose own are sharded.
     With a tokenizer, the special tokens written to the configuration are the tokenizer's. Raises OSError.
     """
-    config = copy.deepcopy(model.config)
+    config = _own_config(model.config)
     if tokenizer is not None:
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             setattr(config, name, getattr(tokenizer, name))
@@ -41,3 +41,12 @@ def save_model(
     GenerationConfig.from_model_config(config).save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+def _own_config(config: LlamaConfig) -> LlamaConfig:
+    """A copy without keys that came with somebody else's file: readers would act on a quantization_config."""
+    copied = copy.deepcopy(config)
+    for name in copied.to_dict().keys() - LlamaConfig().to_dict().keys():
+        if name in vars(copied):
+            delattr(copied, name)
+    return copied

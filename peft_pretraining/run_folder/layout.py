@@ -7,7 +7,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ LOSS_CURVE = "loss.png"
 LABEL, LOG = "sweep.json", "log.txt"
 """What a sweep leaves beside a run: what it calls the method, and what the run has printed."""
 WANDB_ID = "wandb_id"
+TENSORBOARD = "tensorboard"
+CARD = "README.md"
 STATE_FOLDER, TRAINER = "training_state", "trainer.json"
 """In a checkpoint: what resuming needs beside the weights."""
 _LOCK = ".lock"
@@ -111,6 +113,12 @@ def folder_of(source: Path) -> Path:
     return source.parent if is_checkpoint(source) else source
 
 
+def newest_checkpoint(source: Path) -> Path:
+    """The newest checkpoint of a run folder; any other folder as it is, for whoever opens it to judge."""
+    found = [] if is_checkpoint(source) else RunFolder(source).checkpoints()
+    return found[0][1] if found else source
+
+
 @contextmanager
 def locked(path: Path, fresh: bool) -> Iterator[RunFolder]:
     """Creates and locks the run folder. Raises UsageError if it is in use, holds another run or is not
@@ -119,7 +127,7 @@ def locked(path: Path, fresh: bool) -> Iterator[RunFolder]:
     A POSIX record lock, unlike flock, is not inherited by forked data workers, which may outlive a killed run
     for some seconds.
     """
-    folder = RunFolder(path)
+    folder, made = RunFolder(path), not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = open(path / _LOCK, "a+")  # noqa: SIM115
@@ -144,10 +152,23 @@ def locked(path: Path, fresh: bool) -> Iterator[RunFolder]:
         metrics = path / METRICS
         if fresh and (folder.checkpoints() or (metrics.exists() and metrics.stat().st_size)):
             raise UsageError(
-                f"--save_dir {path} holds a run already: add --continue_from auto, or choose another folder"
+                f"{path} holds a run already: add --continue_from auto to go on with it, or choose another "
+                "--name or --save_dir"
             )
         folder.remove_leftovers()
-        yield folder
+        try:
+            yield folder
+        finally:
+            if made:
+                _remove_if_nothing_happened(path)
+
+
+def _remove_if_nothing_happened(path: Path) -> None:
+    """A start that failed leaves no folder with a lock alone."""
+    with suppress(OSError):
+        if [entry.name for entry in path.iterdir()] == [_LOCK]:
+            (path / _LOCK).unlink()
+            path.rmdir()
 
 
 def _fresh(path: Path) -> Path:

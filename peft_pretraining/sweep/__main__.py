@@ -37,7 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.dry_run:
             return _show_commands(sweep)
         print(f"{done} runs done, {left} to do, {jobs_of(sweep.limits)} at a time")
-        return _tell(sweep, execution.run())
+        results = execution.run()
+        if results.interrupted and arguments.task is not None and not results.progressed:
+            print("stopped without a new checkpoint: queued again, this task would repeat itself", file=sys.stderr)
+            return 1
+        return _tell(sweep, results)
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2

@@ -12,25 +12,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from tqdm import tqdm
 
 from peft_pretraining.atomic_write import write_atomically
 from peft_pretraining.cli.parse import parse_config
 from peft_pretraining.errors import UsageError
-from peft_pretraining.run_folder.layout import LABEL, LOG
+from peft_pretraining.run_folder.layout import LABEL, LOG, RunFolder
 from peft_pretraining.sweep.outcome import outcome_of, updates_done
 from peft_pretraining.sweep.plan import Cell, Limits, RunSpec
 from peft_pretraining.training.run_config import RunConfig
 
 MAIN = Path(__file__).resolve().parents[2] / "torchrun_main.py"
 _POLL_SECONDS = 0.5
-# torchrun kills its processes 30 seconds after a signal, and itself ends at SIGUSR1, if it is not told otherwise: here
-# they have the time to finish the update and save.
-_TORCHRUN = {
-    "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "280",
-    "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
-}
 
 
 def usable_cores() -> int:
@@ -55,21 +50,19 @@ def command(run: RunSpec, limits: Limits) -> list[str]:
     if limits.processes == 1:
         start = [sys.executable, str(MAIN), "--single_gpu"]
     else:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={limits.processes}"]
+        launcher = ["-m", "peft_pretraining.launch", "--standalone", f"--nproc_per_node={limits.processes}"]
         start = [sys.executable, *launcher, str(MAIN)]
     return [*start, *run.arguments(), f"--name={run.name}", f"--save_dir={run.folder}", "--continue_from=auto"]
 
 
 def environment(limits: Limits, slot: int) -> dict[str, str]:
-    """The environment of the run in this slot: its threads, its share of the GPUs, and how torchrun stops it."""
-    return {**os.environ, "TQDM_MININTERVAL": "30", **settings(limits, slot)}
+    """The environment of the run in this slot: its threads and its share of the GPUs."""
+    return {**os.environ, **settings(limits, slot)}
 
 
 def settings(limits: Limits, slot: int) -> dict[str, str]:
     """What of that is to be typed before the command to start the run by hand."""
     own = {"OMP_NUM_THREADS": str(limits.threads)}
-    if limits.processes > 1:
-        own |= {name: os.environ.get(name, value) for name, value in _TORCHRUN.items()}
     if limits.gpus:
         first = slot * limits.processes
         own["CUDA_VISIBLE_DEVICES"] = ",".join(
@@ -106,11 +99,15 @@ class Failure:
 
 @dataclass
 class Results:
-    """losses: final evaluation loss of every finished run, by name. failures: what ended badly this time."""
+    """losses: final evaluation loss of every finished run, by name. failures: what ended badly this time.
+
+    progressed: whether a run has finished or saved a newer checkpoint this time.
+    """
 
     losses: dict[str, float] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     interrupted: bool = False
+    progressed: bool = False
 
 
 @dataclass
@@ -130,7 +127,8 @@ class Execution:
         self._running: dict[int, _Job] = {}
         self._unfinished: set[str] = set()
         self._results = Results()
-        self._bar: tqdm | None = None
+        self._bar: tqdm[Any] | None = None
+        self._shown: dict[str, int] = {}
 
     def prepare(self) -> tuple[int, int]:
         """Checks every run that is known by now, and reads what is done. Returns runs done and to do."""
@@ -141,13 +139,26 @@ class Execution:
         """Starts and watches runs until nothing is left to do. After SIGINT or SIGTERM the runs save and end."""
         total = sum(cell.expected_runs * self._updates(cell) for cell in self._cells)
         done = sum(self._configs[name].training.num_training_steps for name in self._results.losses)
-        with _interruptible(), tqdm(total=total, initial=done, unit="update", dynamic_ncols=True) as self._bar:
+        before, finished = self._newest_checkpoints(), len(self._results.losses)
+        with _interruptible(), self._open_bar(total, done) as self._bar:
             try:
                 while self._advance():
                     time.sleep(_POLL_SECONDS)
             except KeyboardInterrupt:
                 self._stop()
+        newer = any(update > before.get(name, 0) for name, update in self._newest_checkpoints().items())
+        self._results.progressed = newer or len(self._results.losses) > finished
         return self._results
+
+    @staticmethod
+    def _open_bar(total: int, done: int) -> "tqdm[Any]":
+        """A bar for terminals; `_show` writes lines where there is none."""
+        return tqdm(total=total, initial=done, unit="update", dynamic_ncols=True, disable=None)
+
+    def _newest_checkpoints(self) -> dict[str, int]:
+        """The update of the newest checkpoint of every run that is known and has one."""
+        saved = {run.name: RunFolder(run.folder).checkpoints() for run in self._known()}
+        return {name: checkpoints[0][0] for name, checkpoints in saved.items() if checkpoints}
 
     def _advance(self) -> bool:
         """One look at everything. Returns whether anything runs."""
@@ -238,7 +249,11 @@ class Execution:
         shown = {"done": len(self._results.losses), "running": len(self._running)}
         if self._results.failures:
             shown["failed"] = len(self._results.failures)
-        self._bar.set_postfix(shown)
+        if not self._bar.disable:
+            self._bar.set_postfix(shown)
+        elif shown != self._shown:
+            self._shown = shown
+            sys.stderr.write(", ".join(f"{count} {name}" for name, count in shown.items()) + "\n")
 
     def _updates(self, cell: Cell) -> int:
         first = cell.next_runs({})[0]

@@ -12,7 +12,7 @@ _SCRIPT = """\
 {options}
 
 # Task N of the array does cell N of {file}: a run, or the whole search of a method. A task that is stopped before its
-# time runs out has its runs save, and is queued again; what is done is skipped.
+# time runs out has its runs save, and is queued again unless it has saved nothing new; what is done is skipped.
 cd {root}
 {python} -m peft_pretraining.sweep {file} --task "$SLURM_ARRAY_TASK_ID" --jobs 1 --threads {threads} &
 sweep=$!
@@ -25,6 +25,7 @@ if kill -0 "$sweep" 2>/dev/null; then
     status=$?
 fi
 if [[ "$status" == 75 ]]; then
+    echo "task $SLURM_ARRAY_TASK_ID stopped, queued again"
     scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
 fi
 exit "$status"
@@ -44,11 +45,16 @@ def array_script(sweep: Sweep, root: Path) -> str:
         "ntasks": 1,
         "cpus-per-task": sweep.limits.processes * sweep.limits.threads,
         "output": "slurm-%A_%a.log",
+        "open-mode": "append",
         "signal": "B:TERM@300",
         "requeue": True,
-        **sweep.slurm,
+        **{str(name).replace("_", "-"): value for name, value in sweep.slurm.items()},
     }
-    lines = [f"#SBATCH --{name}" + ("" if value is True else f"={value}") for name, value in options.items()]
+    lines = [
+        f"#SBATCH --{name}" + ("" if value is True else f"={value}")
+        for name, value in options.items()
+        if value is not False
+    ]
     return _SCRIPT.format(
         options="\n".join(lines),
         file=shlex.quote(str(sweep.file)),

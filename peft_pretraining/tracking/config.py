@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from peft_pretraining.errors import UsageError
-from peft_pretraining.flags.fields import flag
+from peft_pretraining.flags.fields import Interval, flag
 
 _LONGEST_TAG = 64
 
@@ -26,6 +26,11 @@ class LoggingConfig:
     wandb_project: str | None = flag(None, help="wandb project (default: thrift-llama)")
     wandb_run_name: str | None = flag(None, help="name of the run in wandb (default: --name)")
     wandb_job_type: str | None = flag(None, help="job type of the run in wandb")
+    tensorboard: bool = flag(False, help="also write TensorBoard files, into tensorboard/ of the run folder")
+    log_every: Interval = flag(
+        Interval("30s"),
+        help="time between two lines of a log that is no terminal, as 30s or 5min, or a number of updates",
+    )
     log_details: bool = flag(
         False,
         help="also report, layer by layer, gradient, update and weight norms, effective rank, captured energy and "

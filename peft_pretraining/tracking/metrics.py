@@ -22,15 +22,18 @@ class MetricsFile:
         self._path = path
         self._file: IO[str] | None = None
 
-    def continue_after(self, update: int, history: Path | None = None) -> None:
+    def continue_after(self, update: int, history: Path | None = None, evaluated: bool = True) -> None:
         """Opens the file without what a run that went further than `update` wrote, and without a cut last
         line.
 
+        evaluated: whether the evaluation after `update` is done, or will be made once more and written then.
         history: the metrics of the run that is continued in another folder; taken over where there are none
         yet.
         """
         source = self._path if self._path.exists() or history is None else history
         kept = [line for line in _complete_lines(source) if _update_of(line) <= update]
+        if not evaluated:
+            kept = [line for line in kept if _update_of(line) < update or "eval_loss" not in json.loads(line)]
         write_atomically(self._path, "".join(kept))
         self._file = open(self._path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 

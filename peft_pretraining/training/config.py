@@ -41,7 +41,11 @@ class TrainingConfig:
         None, help="end the run after this update, on the schedule of the whole run (default: after the last one)"
     )
     grad_clipping: float = flag(0.0, help="largest global norm of the gradient; 0 does not clip")
-    eval_every: int = flag(5_000, help="updates between evaluations; the last update is always evaluated")
+    eval_every: int | None = flag(
+        None,
+        help="updates between evaluations; the last update is always evaluated (default: a twentieth of the run, "
+        "at most 1000)",
+    )
     evaluation: str = flag(
         "exact",
         choices=("exact", "published"),

@@ -1,7 +1,6 @@
 """What a run reports as it goes on: a bar and log lines for people, metrics.jsonl for programs, and wandb."""
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
@@ -9,7 +8,6 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 from loguru import logger
-from tqdm import tqdm
 
 from optimizers.engine.sharding import local
 from peft_pretraining.atomic_write import write_atomically
@@ -17,6 +15,9 @@ from peft_pretraining.errors import UsageError
 from peft_pretraining.run_folder.layout import LOSS_CURVE, METRICS, SUMMARY, folder_of
 from peft_pretraining.tracking.loss_curve import draw_loss_curve
 from peft_pretraining.tracking.metrics import MetricsFile, Record, peak_memory_mb, read_metrics
+from peft_pretraining.tracking.progress import ProgressDisplay
+from peft_pretraining.tracking.tensorboard_run import TensorBoard, start_tensorboard
+from peft_pretraining.tracking.utilisation import flops_per_token, peak_flops
 from peft_pretraining.tracking.wandb_run import Tracker, start_tracker
 from peft_pretraining.training.evaluation import Evaluation
 from peft_pretraining.training.step import StepResult
@@ -31,17 +32,12 @@ class Logbook:
     def __init__(self, run: "Run") -> None:
         self._run = run
         self._tracker = Tracker()
+        self._board = TensorBoard()
         self._warned: set[str] = set()
         self._metrics = MetricsFile(run.folder.path / METRICS)
-        self._bar = tqdm(
-            total=run.updates,
-            initial=run.progress.update,
-            unit="update",
-            disable=not run.world.is_main,
-            # A log file needs no line every tenth of a second.
-            mininterval=0.1 if sys.stderr.isatty() else 10.0,
-            dynamic_ncols=True,
-        )
+        self._display = ProgressDisplay(run.updates, run.progress.update, run.config.logging.log_every)
+        self._flops = flops_per_token(run.model, run.config.data.max_length)
+        self._peak = peak_flops(run.world.device, next(run.model.parameters()).dtype)
 
     def __enter__(self) -> Self:
         with self._run.world.together():
@@ -54,16 +50,20 @@ class Logbook:
         source = run.config.checkpoint.continue_from
         history = None if source in (None, "auto") else folder_of(Path(source)) / METRICS
         try:
-            self._metrics.continue_after(run.progress.update, history)
+            # Saved before an evaluation, a checkpoint leads to that evaluation once more.
+            evaluated = run.progress.evaluated_at == run.progress.update
+            self._metrics.continue_after(run.progress.update, history, evaluated)
         except OSError as error:
             raise UsageError(f"--save_dir {run.folder.path}: metrics cannot be written ({error})") from error
         self._tracker = start_tracker(run.config.logging, run.config.to_dict(), run.folder.path)
+        self._board = start_tensorboard(run.config.logging.tensorboard, run.folder.path, run.progress.update)
         if (table := run.session.routing_table()) is not None:
             logger.info("which parameter is updated how:\n{}", table)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._bar.close()
+        self._display.close()
         self._metrics.close()
+        self._board.close()
         self._tracker.finish(exit_status=0 if error is None else 1)
 
     def update(self, result: StepResult) -> None:
@@ -72,6 +72,7 @@ class Logbook:
         if not self._run.world.is_main:
             return
         speed = result.tokens / result.seconds
+        each = speed / self._run.world.world_size
         record: Record = {
             "update_step": result.update,
             "loss": result.loss,
@@ -79,6 +80,7 @@ class Logbook:
             "grad_norm": result.grad_norm,
             "tokens_seen": result.tokens_seen,
             "tokens_per_second": round(speed, 1),
+            "device_tokens_per_second": round(each, 1),
             "step_seconds": round(result.seconds, 6),
             **{f"{phase}_seconds": round(seconds, 6) for phase, seconds in result.phases.items()},
             "peak_memory_mb": round(peak_memory_mb(self._run.world.device), 1),
@@ -87,12 +89,12 @@ class Logbook:
             record["sent_mb"] = round(result.bytes_sent / 1e6, 6)
         if result.skipped:
             record["skipped"] = True
+        more = f" ({each:,.0f} per process)" if self._run.world.world_size > 1 else ""
+        if self._peak is not None:
+            record["mfu"] = round(each * self._flops / self._peak, 4)
+            more += f", MFU {record['mfu']:.1%}"
         self._write(record | result.details)
-        self._bar.update()
-        self._bar.set_postfix(
-            {"loss": f"{result.loss:.3f}", "lr": f"{result.lr:.2e}", "tokens/s": f"{speed:,.0f}"},
-            refresh=False,
-        )
+        self._display.update(result.update, result.loss, result.lr, speed, more)
 
     def _pass_on_warnings(self) -> None:
         """Says once each what the optimizer has borne."""
@@ -125,7 +127,6 @@ class Logbook:
         states = run.world.gather_objects(_state_bytes(run.optimizer))
         if not run.world.is_main:
             return
-        draw_loss_curve(read_metrics(folder / METRICS), folder / LOSS_CURVE)
         summary = {
             **run.progress.evaluation,
             "updates": run.progress.update,
@@ -138,11 +139,30 @@ class Logbook:
             "loss_curve": str(folder / LOSS_CURVE),
             "data_faults": dict(passed_over),
         }
-        write_atomically(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
-        self._bar.close()
+        self._display.close()
+        self._leave(summary)
         logger.info("validation perplexity {:.2f}", run.progress.evaluation["eval_perplexity"])
         logger.info("checkpoint {}", checkpoint)
-        logger.info("loss curve {}", folder / LOSS_CURVE)
+
+    def _leave(self, summary: Record) -> None:
+        """Writes summary.json and loss.png; a picture that cannot be drawn costs the run nothing."""
+        folder = self._run.folder.path
+        try:
+            write_atomically(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        except OSError as error:
+            raise UsageError(f"--save_dir {folder}: {SUMMARY} cannot be written ({error})") from error
+        try:
+            draw_loss_curve(read_metrics(folder / METRICS), folder / LOSS_CURVE)
+        except (OSError, ValueError, ImportError) as error:
+            logger.warning("{} is not drawn ({})", folder / LOSS_CURVE, error)
+        else:
+            logger.info("loss curve {}", folder / LOSS_CURVE)
+
+    def stopped(self, command: str) -> None:
+        """Says where the run was stopped, and the command that goes on."""
+        if self._run.world.is_main:
+            self._display.close()
+            logger.info("stopped at update {}. To go on: {}", self._run.progress.update, command)
 
     def _write(self, record: Record) -> None:
         try:
@@ -152,7 +172,12 @@ class Logbook:
             raise UsageError(
                 f"--save_dir {folder.path}: metrics cannot be written ({error}). {folder.last_good()}"
             ) from error
-        self._tracker.log(record)
+        self._board.log(record)
+        try:
+            self._tracker.log(record)
+        except Exception as error:
+            logger.warning("the run goes on without wandb, which failed ({}: {})", type(error).__name__, error)
+            self._tracker = Tracker()
 
 
 def _state_bytes(optimizer: torch.optim.Optimizer) -> int:

@@ -1,9 +1,10 @@
 """A run: everything that belongs to one pretraining job, built anew or brought back from a checkpoint."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from peft_pretraining.distributed.world import World
 from peft_pretraining.errors import UsageError
 from peft_pretraining.model.llama import PretrainingLlama, build_model, initialise
 from peft_pretraining.run_folder.layout import CONFIGURATION, RunFolder, locked
+from peft_pretraining.training.extending import say_how_lr_moves
 from peft_pretraining.training.layer_stats import Details, warn_of_gaps
 from peft_pretraining.training.preemption import StopSignals
 from peft_pretraining.training.run_config import RunConfig
@@ -34,7 +36,9 @@ class Run:
     """What training and evaluation work on.
 
     state: what updates change. session: how the loop talks to the optimizer. details: of the main process, where they
-    are asked for. stopping: whether all processes have agreed to stop after the current update.
+    are asked for. stopping: whether all processes have agreed to stop after the current update. saving_due: whether
+    they have agreed that it is time for a checkpoint. updating: whether an update is under way, so that weights may be
+    half changed. saved_at: when this process last saved, by time.monotonic().
     """
 
     config: RunConfig
@@ -47,6 +51,9 @@ class Run:
     checkpoints: Checkpoints
     details: Details | None = None
     stopping: bool = False
+    saving_due: bool = False
+    updating: bool = False
+    saved_at: float = field(default_factory=time.monotonic)
 
     @property
     def model(self) -> PretrainingLlama:
@@ -82,15 +89,26 @@ class Run:
 
     @property
     def evaluation_due(self) -> bool:
-        return self.due(self.config.training.eval_every) and self.progress.evaluated_at != self.progress.update
+        every = self.config.training.eval_every
+        assert every is not None  # resolved by the command line
+        return self.due(every) and self.progress.evaluated_at != self.progress.update
 
     @property
     def checkpoint_due(self) -> bool:
-        return self.stopping or self.due(self.config.checkpoint.save_every)
+        every = self.config.checkpoint.save_every.updates
+        last = self.progress.update == self.updates
+        return self.stopping or last or (self.saving_due if every is None else self.due(every))
+
+    def time_to_save(self) -> bool:
+        """Whether the main process's clock says so, where checkpoints are a matter of time; False elsewhere."""
+        seconds = self.config.checkpoint.save_every.seconds
+        return self.world.is_main and seconds is not None and time.monotonic() - self.saved_at >= seconds
 
     def save(self) -> Path:
         """Writes a checkpoint of the current update. A collective. Raises UsageError where it cannot be written."""
-        return self.checkpoints.save(self.state, last=self.stopping or self.progress.update >= self.updates)
+        path = self.checkpoints.save(self.state, last=self.stopping or self.progress.update >= self.updates)
+        self.saved_at, self.saving_due = time.monotonic(), False
+        return path
 
     def vote_to_stop(self) -> bool:
         """Whether this process was asked to stop. The one place that looks at its signals."""
@@ -121,8 +139,9 @@ def restore_or_start(config: RunConfig, world: World, stop: StopSignals, folder:
     prepare_randomness(config.training.seed, config.training.deterministic, world.rank)
     run = _build(config, world, stop, folder)
     if source is not None:
-        run.checkpoints.load(run.state, source)
+        saved = run.checkpoints.load(run.state, source)
         logger.info("continuing from {}, update {} of {}", source, run.progress.update, run.updates)
+        say_how_lr_moves(saved, config, run.progress.update)
     with world.together(), world.working("prepares the data"):
         # Before the folder says that there is a run: what the data lacks is found now, and nothing is lost.
         run.data.prepare()

@@ -64,6 +64,7 @@ def train_step(run: "Run") -> StepResult:
         group["lr"] = group["initial_lr"] * factor
     with clock("data"):
         batches = next(run.data).micro_batches
+    run.updating = True
     counts = _sum(run, _count_tokens(batches, run.world.device), clock)
     _open_update(run, len(batches), clock)
     sent = run.session.bytes_sent
@@ -74,6 +75,7 @@ def train_step(run: "Run") -> StepResult:
     seconds = time.perf_counter() - started
     skipped = not (math.isfinite(loss) and (norm is None or math.isfinite(norm)))
     _note(run.progress, skipped, int(tokens), seconds)
+    run.updating = False
     result = StepResult(
         update=run.progress.update,
         loss=loss / max(scored, 1),
@@ -142,9 +144,10 @@ def _update_weights(run: "Run", loss_sum: Tensor, clock: PhaseClock) -> tuple[fl
     session, world, clipping = run.session, run.world, run.config.training.grad_clipping
     norm = None if session.in_backward else gradient_norm(session, world)
     finite = torch.ones_like(loss_sum) if norm is None else norm.isfinite().to(loss_sum)
-    facts = torch.stack([loss_sum, 1 - finite, torch.full_like(finite, run.vote_to_stop())])
-    loss, bad, stops = _sum(run, facts, clock).tolist()
+    wishes = [torch.full_like(finite, wish) for wish in (run.vote_to_stop(), run.time_to_save())]
+    loss, bad, stops, saves = _sum(run, torch.stack([loss_sum, 1 - finite, *wishes]), clock).tolist()
     run.count_votes(stops)
+    run.saving_due = saves > 0
     good = math.isfinite(loss) and not bad
     if good and session.replicated and norm is not None:
         world.arrive()

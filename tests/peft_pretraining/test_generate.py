@@ -71,3 +71,22 @@ def test_a_damaged_checkpoint_is_refused(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text("{}")
     with pytest.raises(UsageError, match="cannot be read"):
         load_checkpoint(checkpoint)
+
+
+def test_a_run_folder_stands_for_its_newest_checkpoint_and_prompts_may_be_several(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkpoint.parent / "model_40").mkdir()
+    checkpoint.rename(checkpoint.parent / "model_40" / "unused")
+    (checkpoint.parent / "model_40" / "unused").rename(checkpoint.parent / "model_300")
+    assert main([str(checkpoint.parent), "w1", "w2", "--max_tokens", "3"]) == 0
+    first, blank, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("w1") and second.startswith("w2") and blank == ""
+
+
+def test_one_token_to_choose_from_is_the_likeliest(checkpoint: Path) -> None:
+    model, tokenizer = load_checkpoint(checkpoint)
+    likeliest = continue_text(model, tokenizer, "w1 w2", max_tokens=20, temperature=0)
+    for only in ({"top_k": 1}, {"top_p": 1e-9}):
+        assert continue_text(model, tokenizer, "w1 w2", max_tokens=20, temperature=2.0, seed=3, **only) == likeliest
+    assert continue_text(model, tokenizer, "w1 w2", max_tokens=20, temperature=2.0, seed=3) != likeliest

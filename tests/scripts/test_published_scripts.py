@@ -5,7 +5,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -264,55 +263,6 @@ def test_a_column_of_the_table(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert re.search(r"\| rmsprop_sn +\|.*\d", done.stdout)
     assert (folder / "report.html").stat().st_size > 20_000
-
-
-SLURM = ROOT / "scripts/slurm/pretrain.sh"
-STAND_IN = """#!{python}
-import os, signal, sys, time
-calls = open(os.environ["CALLS"], "a")
-print(os.path.basename(sys.argv[0]), *sys.argv[1:], file=calls, flush=True)
-if os.path.basename(sys.argv[0]) == "srun":
-    signal.signal(signal.SIGTERM, lambda *_: (print("saved", file=calls, flush=True), os._exit(75)))
-    print("seconds to save:", os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"], file=calls, flush=True)
-    print("ready", file=calls, flush=True)
-    time.sleep(20)
-"""
-
-
-def test_a_slurm_job_that_is_stopped_saves_and_is_queued_again(tmp_path: Path) -> None:
-    for name in ("srun", "scontrol"):
-        (tmp_path / name).write_text(STAND_IN.format(python=sys.executable))
-        (tmp_path / name).chmod(0o755)
-    calls = tmp_path / "calls"
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(calls), "SLURM_JOB_ID": "41"}
-    job = subprocess.Popen(["bash", str(SLURM), "--save_dir", "x"], env={**os.environ, **environment})
-    deadline = time.monotonic() + 20
-    while "ready" not in (calls.read_text() if calls.exists() else "") and time.monotonic() < deadline:
-        time.sleep(0.05)
-    job.terminate()
-    assert job.wait(timeout=20) == 75
-    lines = calls.read_text().splitlines()
-    assert any(line.startswith("srun") and "--continue_from auto --save_dir x" in line for line in lines)
-    assert "seconds to save: 280" in lines
-    assert lines[-2:] == ["saved", "scontrol requeue 41"]
-
-
-@pytest.mark.parametrize(
-    ("typed", "status"),
-    [
-        ("--lr 1", 2),
-        ("--save_directory x", 2),
-        ("--save_dir x", 0),
-        ("--save_dir=x", 0),
-        ("--save-dir x", 0),
-        ("--lr 1 --save-dir=x", 0),
-    ],
-)
-def test_a_slurm_job_needs_a_folder_to_come_back_to(typed: str, status: int) -> None:
-    environment = {**os.environ, "DRY_RUN": "1"}
-    words = ["bash", str(SLURM), *typed.split()]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=20, env=environment)
-    assert done.returncode == status and ("--save_dir" in done.stderr) == (status == 2)
 
 
 def test_the_demo_and_the_gpu_benchmarks_can_be_looked_at() -> None:

@@ -19,10 +19,11 @@ from peft_pretraining.checkpoint.find import choose_folder, find_checkpoint
 from peft_pretraining.checkpoint.optimizer_state import describe, group_values, parameter_names, state_tensors
 from peft_pretraining.checkpoint.progress import Progress
 from peft_pretraining.checkpoint.store import read_trainer
+from peft_pretraining.cli.parse import parse_config
 from peft_pretraining.errors import UsageError
 from peft_pretraining.run_folder.layout import STATE_FOLDER, TRAINER, RunFolder, locked
 from peft_pretraining.run_folder.manifest import DamagedCheckpoint, verify
-from tests.tiny_runs import MODEL, environment, flags, records, train_here
+from tests.tiny_runs import MODEL, environment, flags, inputs, records, train_here
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +247,11 @@ def test_state_is_keyed_by_name_and_keeps_its_dtypes() -> None:
     json.dumps(described)
 
 
-@pytest.mark.parametrize("wrong", [{"save_every": 0}, {"keep_checkpoints": 0}, {"continue_from": "auto"}])
-def test_impossible_flags(wrong: dict) -> None:
+def test_impossible_flags() -> None:
     with pytest.raises(UsageError):
-        CheckpointConfig(**wrong)
+        CheckpointConfig(keep_checkpoints=0)
+    shape = ["--model_config", str(inputs() / "model.json"), "--optimizer", "adamw"]
+    wrong = [["--save_every", "0"], ["--save_every", "2.5"], ["--save_every", "2d"], ["--continue_from", "auto"]]
+    for words in wrong:
+        with pytest.raises(UsageError, match=words[0]):
+            parse_config([*shape, *words], world_size=1)

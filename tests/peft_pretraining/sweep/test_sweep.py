@@ -154,18 +154,6 @@ def test_gpus_are_taken_in_turn() -> None:
     assert given == ["0,1", "2,3", "0,1"]
 
 
-def test_processes_have_time_to_save(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun would kill them 30 seconds after the signal."""
-    for name in ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "PET_SIGNALS_TO_HANDLE"):
-        monkeypatch.delenv(name, raising=False)
-    assert not {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "PET_SIGNALS_TO_HANDLE"} & set(execution.environment(Limits(), 0))
-    given = execution.environment(Limits(processes=2), 0)
-    assert int(given["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) > 30
-    assert {"SIGTERM", "SIGUSR1"} <= set(given["PET_SIGNALS_TO_HANDLE"].split(","))
-    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "60")
-    assert execution.environment(Limits(processes=2), 0)["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "60"
-
-
 def test_a_reader_of_the_commands_may_leave(tmp_path: Path) -> None:
     path = write(tmp_path, methods={"adamw": {"lr": [0.01]}}, seeds=list(range(40)))
     words = [sys.executable, "-m", "peft_pretraining.sweep", str(path), "--dry_run", "--jobs", "1"]
@@ -276,7 +264,7 @@ def test_the_array_script_has_a_task_for_every_cell(tmp_path: Path) -> None:
         methods={"adamw": {"lr": [0.01, 0.02]}, "lion": {"lr": [0.01, 0.02]}},
         search={"budget": 3},
         limits={"jobs": 2, "threads": 3},
-        slurm={"gres": "gpu:1", "time": "1:00:00"},
+        slurm={"gres": "gpu:1", "time": "1:00:00", "mem_per_cpu": "2G", "cpus_per_task": 3, "requeue": False},
     )
     script = tmp_path / "array.sh"
     assert main([str(path), "--slurm", str(script), "--task", "0"]) == 2
