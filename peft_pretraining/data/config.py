@@ -47,8 +47,8 @@ class DataConfig:
     )
     tokenizer: str | None = flag(
         None,
-        help="Hugging Face name, the folder of a saved tokenizer or its tokenizer.json, or builtin: a "
-        "byte-level BPE of the model's vocabulary, trained "
+        help="Hugging Face name, the folder of a saved tokenizer or its tokenizer.json, a SentencePiece "
+        "tokenizer.model, or builtin: a byte-level BPE of the model's vocabulary, trained "
         f"once on the builtin corpus (default: {DEFAULT_HUB_TOKENIZER}; builtin with --dataset builtin)",
     )
     max_length: int = flag(256, help="tokens in a row")

@@ -11,6 +11,7 @@ from loguru import logger
 
 from peft_pretraining.data.holdout import Document
 from peft_pretraining.data.hub import ask_hub, reason_of
+from peft_pretraining.data.sentencepiece_models import load_sentencepiece
 from peft_pretraining.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def load_tokenizer(name: str, vocab_size: int, timeout: float) -> "PreTrainedTokenizerFast":
-    """The fast tokenizer of a hub name, a folder or a tokenizer.json, with an EOS and a pad token. Raises UsageError.
+    """The fast tokenizer of a hub name, a folder or a file, with an EOS and a pad token. Raises UsageError.
 
     One that the hub's cache holds is taken from there without asking the hub.
     """
@@ -52,9 +53,14 @@ def load_tokenizer(name: str, vocab_size: int, timeout: float) -> "PreTrainedTok
 
 
 def _from_file(path: Path) -> Any:
-    """The tokenizer of a tokenizer.json: what lies beside it says which tokens are special, or their usual names do."""
+    """The tokenizer of a SentencePiece model or of a tokenizer.json.
+
+    What lies beside a tokenizer.json says which tokens are special, or their usual names do.
+    """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    if path.suffix == ".model":
+        return load_sentencepiece(path)
     if path.name == "tokenizer.json" and (path.parent / "tokenizer_config.json").is_file():
         return AutoTokenizer.from_pretrained(str(path.parent), local_files_only=True, trust_remote_code=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), clean_up_tokenization_spaces=False)

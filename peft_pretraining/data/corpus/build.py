@@ -12,7 +12,7 @@ from typing import Any
 from loguru import logger
 
 from peft_pretraining.data.c4_files import write_shard
-from peft_pretraining.data.corpus.packages import Unavailable, fetch
+from peft_pretraining.data.corpus.packages import Unavailable, fetch, files
 from peft_pretraining.data.corpus.sources import SOURCES, Document, by_rank
 from peft_pretraining.data.near_duplicates import SeenTexts, split_apart
 from peft_pretraining.errors import UsageError
@@ -50,7 +50,7 @@ def build(output: Path, names: Sequence[str], out_of_domain: str | None, downloa
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
-        written = _write(temporary, taken, out_of_domain)
+        written = [*_write(temporary, taken, out_of_domain), *_write_tokenizer(temporary, downloads)]
         manifest = _manifest(taken, out_of_domain, written)
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         temporary.chmod(0o755)
@@ -135,6 +135,20 @@ def _write(folder: Path, taken: dict[str, Taken], out_of_domain: str | None) -> 
     if out_of_domain in taken:
         parts[f"{out_of_domain}/c4-validation.00000-of-00001.json.gz"] = taken[out_of_domain].documents
     return [write_shard(folder / name, documents) for name, documents in parts.items()]
+
+
+def _write_tokenizer(folder: Path, downloads: Path) -> list[Path]:
+    """Mistral's first tokenizer, of 32,000 ids as LLaMA's, under Apache-2.0; none where it cannot be had."""
+    path = folder / "tokenizers" / "mistral-32000" / "tokenizer.model"
+    try:
+        archive = fetch("pypi", "mistral-common", downloads)
+    except Unavailable as error:
+        logger.warning("the tokenizer of mistral-common (pypi) is left out: {}", error)
+        return []
+    path.parent.mkdir(parents=True)
+    for _, content in files(archive, r"mistral_common/data/tokenizer\.model\.v1"):
+        path.write_bytes(content)
+    return [path] if path.exists() else []
 
 
 def _manifest(taken: dict[str, Taken], out_of_domain: str | None, written: Sequence[Path]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import random
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,19 @@ def save_tokenizer(folder: Path) -> Path:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", bos_token="<s>")
     fast.save_pretrained(folder)
     return folder
+
+
+def sentencepiece_model() -> bytes:
+    """A SentencePiece BPE model: <unk>, <s>, </s>, the bytes, and the pieces of `abab`, best merges first."""
+    pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
+    pieces += [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
+    pieces += [(text, -float(rank), 1) for rank, text in enumerate(("ab", "\u2581ab", "abab", "a", "b", "\u2581"))]
+    message = b""
+    for text, score, kind in pieces:
+        encoded = text.encode()
+        piece = bytes([10, len(encoded)]) + encoded + b"\x15" + struct.pack("<f", score) + bytes([24, kind])
+        message += bytes([10, len(piece)]) + piece
+    return message
 
 
 def open_data(rank: int = 0, world_size: int = 1, processes: Processes | None = None, **flags: Any) -> TrainingData:

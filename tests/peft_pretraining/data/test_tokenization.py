@@ -9,10 +9,12 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from peft_pretraining.data.corpus.packages import files
 from peft_pretraining.data.rows import to_rows
+from peft_pretraining.data.sentencepiece_models import load_sentencepiece
 from peft_pretraining.data.tokenization import Encoder, load_tokenizer
 from peft_pretraining.errors import UsageError
-from tests.peft_pretraining.data.corpora import VOCABULARY, documents
+from tests.peft_pretraining.data.corpora import VOCABULARY, documents, sentencepiece_model
 
 ODD = [
     "",
@@ -137,3 +139,44 @@ def test_eos_is_needed_and_pad_is_not(tokenizer: str, tmp_path: Path, missing: s
 def test_a_folder_without_a_tokenizer_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"--tokenizer {tmp_path} cannot be loaded.*--tokenizer builtin"):
         load_tokenizer(str(tmp_path), VOCABULARY, 1.0)
+
+
+def test_a_sentencepiece_model_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(sentencepiece_model())
+    tokenizer = load_tokenizer(str(path), 300, 1.0)
+    assert (len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id) == (265, 1, 2)
+    tokens = {
+        text: tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"]) for text in ("abab", "b ab", "a\u00e9")
+    }
+    assert tokens == {
+        "abab": ["\u2581ab", "ab"],
+        "b ab": ["\u2581", "b", "\u2581ab"],
+        "a\u00e9": ["\u2581", "a", "<0xC3>", "<0xA9>"],
+    }
+    for text in (*tokens, "any text\n", " two  spaces"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    encoder = Encoder(tokenizer, 300)
+    assert encoder.documents(["ab </s>"])[0].count(2) == 1  # text that spells a special token is text
+
+
+def test_the_tokenizer_of_mistral_equals_sentencepiece(tmp_path: Path) -> None:
+    """The real model, where the corpus command has downloaded it and the package is there to compare with."""
+    package = pytest.importorskip("sentencepiece")
+    archives = sorted((Path.home() / ".cache/thrift-llama/downloads").glob("mistral_common-*.whl"))
+    if not archives:
+        pytest.skip("mistral-common is not among the downloads of this user")
+    ((_, content),) = files(archives[0], r"mistral_common/data/tokenizer\.model\.v1")
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(content)
+    ours = load_sentencepiece(path)
+    theirs = package.SentencePieceProcessor(model_file=str(path))
+    for text in (*documents(50), "\u65e5\u672c\u8a9e \U0001f600\n\n  two  spaces\ttab", "na\u00efve caf\u00e9\r\n", ""):
+        assert ours(text, add_special_tokens=False)["input_ids"] == theirs.encode(text)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x0a\x05ab", b"no model at all", sentencepiece_model()[:-3]])
+def test_a_file_that_is_no_model_is_one_message(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(UsageError, match="--tokenizer .*tokenizer.model cannot be loaded"):
+        load_tokenizer(str(tmp_path / "tokenizer.model"), 300, 1.0)
