@@ -56,21 +56,21 @@ def matmul_rate(
 
 
 def reset_peak_memory() -> None:
-    """Starts a new measurement of `peak_memory_mb` (Linux)."""
+    """Starts a new measurement of `peak_memory_mib` (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_memory_mb() -> float:
-    """Largest resident memory of this process since the last reset, in 2**20 bytes."""
-    return _status_mb("VmHWM")
+def peak_memory_mib() -> float:
+    """Largest resident memory of this process since the last reset, in MiB."""
+    return _status_mib("VmHWM")
 
 
-def resident_memory_mb() -> float:
-    """Resident memory of this process now, in 2**20 bytes."""
-    return _status_mb("VmRSS")
+def resident_memory_mib() -> float:
+    """Resident memory of this process now, in MiB."""
+    return _status_mib("VmRSS")
 
 
-def _status_mb(field: str) -> float:
+def _status_mib(field: str) -> float:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024
@@ -107,7 +107,7 @@ def stamp() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "versions": {package: found for package in _PACKAGES if (found := _version(package))},

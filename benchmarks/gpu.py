@@ -34,8 +34,8 @@ from peft_pretraining.model.llama import ModelConfig, build_model, parameter_cou
 from peft_pretraining.training.preemption import StopSignals
 from peft_pretraining.training.run import restore_or_start, run_folder
 from peft_pretraining.training.step import train_step
+from peft_pretraining.units import GIB
 
-GB = 2**30
 REPEATS = 10
 METHODS = ("adamw_sn", "adam_mini", "sgd_boost")
 _SHARED = (
@@ -65,14 +65,14 @@ def seconds_of(action: Callable[[], object]) -> float:
 
 def limits() -> dict[str, float]:
     """Bytes a second of a copy, read and written, and floating-point operations a second of bfloat16 products."""
-    source = torch.empty(GB, dtype=torch.uint8, device="cuda")
+    source = torch.empty(GIB, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     left = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     copy, product = (lambda: target.copy_(source)), (lambda: left @ left)
     for action in (copy, product):
         seconds_of(action)
     copying, multiplying = (min(seconds_of(action) for _ in range(REPEATS)) for action in (copy, product))
-    return {"bandwidth": 2 * GB / copying, "products": 2 * 8192**3 / multiplying}
+    return {"bandwidth": 2 * GIB / copying, "products": 2 * 8192**3 / multiplying}
 
 
 def shapes(name: str, dtype: torch.dtype) -> nn.Module:
@@ -125,14 +125,14 @@ def train(size: str, flags: str, updates: int, products: float) -> dict[str, Any
             results = [train_step(run) for _ in range(updates + 2)][2:]
     seconds = statistics.median(r.seconds for r in results)
     rate = results[-1].tokens / seconds
-    peak, predicted = torch.cuda.max_memory_allocated() / GB, predict(parse_config(words)).peak / GB
+    peak, predicted = torch.cuda.max_memory_allocated() / GIB, predict(parse_config(words)).peak / GIB
     return {
         "flags": " ".join(words),
         "seconds": seconds,
         "tokens_per_second": rate,
         "flops_utilisation": 6 * body * rate / products,
-        "peak_gb": peak,
-        "predicted_peak_gb": predicted,
+        "peak_gib": peak,
+        "predicted_peak_gib": predicted,
         "losses": [r.loss for r in results],
     }
 

@@ -231,8 +231,8 @@ class Cell:
 def _agent(arguments: list[str], processes: int) -> None:
     """What `torchrun --standalone --max_restarts` does, with ranks that are forked."""
     os.environ.update(environment())
-    meeting = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid.uuid4().hex}
-    config = LaunchConfig(1, 1, processes, max_restarts=RESTARTS, start_method="fork", **meeting)
+    rendezvous = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid.uuid4().hex}
+    config = LaunchConfig(1, 1, processes, max_restarts=RESTARTS, start_method="fork", **rendezvous)
     elastic_launch(config, _rank)(arguments)
 
 

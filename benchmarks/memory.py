@@ -60,14 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     cases = {}
     for name in arguments.only:
         cases[name] = compare([*shared, *CASES[name].split()])
-        print(f"{name:60} {cases[name]['predicted_mb']:9.1f} {cases[name]['measured_mb']:9.1f} MB", flush=True)
+        print(f"{name:60} {cases[name]['predicted_mib']:9.1f} {cases[name]['measured_mib']:9.1f} MiB", flush=True)
     worst = max(abs(case["error"]) for case in cases.values())
     print(f"largest error {worst:.2%}; {write_result('memory', {'largest_error': worst, 'cases': cases})}")
     return int(worst > 0.05)
 
 
 def compare(flags: Sequence[str]) -> dict[str, Any]:
-    """Predicted and measured peak of one command line, in 2**20 bytes, and the relative error of the former."""
+    """Predicted and measured peak of one command line, in MiB, and the relative error of the former."""
     config = parse_config(flags)
     account = predict(config)
     words = [sys.executable, "-c", "from benchmarks.memory import measure; measure()", *flags]
@@ -78,13 +78,13 @@ def compare(flags: Sequence[str]) -> dict[str, Any]:
     measured = json.loads(child.stdout.splitlines()[-1])
     return {
         "flags": " ".join(flags),
-        "predicted_mb": account.peak / 2**20,
-        "measured_mb": measured["peak"] / 2**20,
+        "predicted_mib": account.peak / 2**20,
+        "measured_mib": measured["peak"] / 2**20,
         "error": account.peak / measured["peak"] - 1,
         "predicted_moment": account.moment,
-        "predicted_state_mb": sum(size for kind, size in account.largest.items() if kind.startswith(STATE)) / 2**20,
-        "measured_state_mb": measured["state"] / 2**20,
-        "predicted_at_peak_mb": {kind: size / 2**20 for kind, size in account.at_peak.items()},
+        "predicted_state_mib": sum(size for kind, size in account.largest.items() if kind.startswith(STATE)) / 2**20,
+        "measured_state_mib": measured["state"] / 2**20,
+        "predicted_at_peak_mib": {kind: size / 2**20 for kind, size in account.at_peak.items()},
     }
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory_gpu [--only NAME ...]
 
-Each case runs in a process of its own that may allocate `cap_gb` (GB of 2**30 bytes) and no more: a case that needs
+Each case runs in a process of its own that may allocate `cap_gib` (GiB) and no more: a case that needs
 more fails as it would on a card of that size. Writes benchmarks/results/memory_gpu.json: predicted and measured peak,
 cap, losses. Exit status: 0 when all cases fit, 1 when one did not, 2 without a CUDA device.
 """
@@ -26,9 +26,9 @@ from peft_pretraining.memory.prediction import predict
 from peft_pretraining.training.preemption import StopSignals
 from peft_pretraining.training.run import restore_or_start, run_folder
 from peft_pretraining.training.step import train_step
+from peft_pretraining.units import GIB
 
 UPDATES = 5
-GB = 2**30
 _SHARED = (
     "--single_gpu --device cuda --dataset builtin --packing --wandb_mode disabled --max_length 256 --dtype bfloat16 "
     "--activation_checkpointing --lr 1e-4 --warmup_steps 1"
@@ -37,7 +37,7 @@ CASES = {
     "galore_adamw8bit_per_layer": (22.0, "--optimizer galore_adamw8bit_per_layer --rank 1024 --batch_size 16"),
     "adamw_sn": (16.0, "--optimizer adamw_sn --beta1 0 --per_layer --batch_size 16"),
 }
-"""Name -> cap in GB, and flags."""
+"""Name -> cap in GiB, and flags."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_case(cap: float, flags: Sequence[str]) -> dict[str, Any]:
-    """Predicted and, from a process of its own, measured figures of one command line under a cap in GB."""
-    case = {"flags": " ".join(flags), "cap_gb": cap, "predicted_peak_gb": predict(parse_config(flags)).peak / GB}
+    """Predicted and, from a process of its own, measured figures of one command line under a cap in GiB."""
+    case = {"flags": " ".join(flags), "cap_gib": cap, "predicted_peak_gib": predict(parse_config(flags)).peak / GIB}
     words = [sys.executable, "-c", f"from benchmarks.memory_gpu import train; train({cap})", *flags]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     child = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
@@ -72,15 +72,15 @@ def run_case(cap: float, flags: Sequence[str]) -> dict[str, Any]:
 def train(cap: float) -> None:
     """Five updates as the words of this process say, under the cap; prints figures as JSON."""
     total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, cap * GB / total))
+    torch.cuda.set_per_process_memory_fraction(min(1.0, cap * GIB / total))
     with tempfile.TemporaryDirectory() as folder:
         config = parse_config([*sys.argv[1:], "--save_dir", str(Path(folder) / "run")])
         with StopSignals() as stop, session(config.parallel) as world, run_folder(config, world) as place:
             run = restore_or_start(config, world, stop, place)
             results = [train_step(run) for _ in range(UPDATES)]
     figures = {
-        "allocated_peak_gb": torch.cuda.max_memory_allocated() / GB,
-        "reserved_peak_gb": torch.cuda.max_memory_reserved() / GB,
+        "allocated_peak_gib": torch.cuda.max_memory_allocated() / GIB,
+        "reserved_peak_gib": torch.cuda.max_memory_reserved() / GIB,
         "losses": [result.loss for result in results],
         "seconds": [result.seconds for result in results],
     }

@@ -76,8 +76,8 @@ def table(results: dict[str, list[dict[str, Any]]], reference: str) -> str:
     """Markdown: each method at its best learning rate."""
     best = {name: min(runs, key=lambda run: run.get("eval_perplexity", float("inf"))) for name, runs in results.items()}
     base = best[reference].get("eval_perplexity", float("nan"))
-    columns = ("method", "flags", "perplexity", f"/ {reference}", "state MB", "ms an update", "of it optimizer")
-    columns += ("tokens/s", "peak MB")
+    columns = ("method", "flags", "perplexity", f"/ {reference}", "state MiB", "ms an update", "of it optimizer")
+    columns += ("tokens/s", "peak MiB")
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     ranked = sorted(best.items(), key=lambda item: item[1].get("eval_perplexity", float("inf")))
     for name, run in ranked:
@@ -86,9 +86,9 @@ def table(results: dict[str, list[dict[str, Any]]], reference: str) -> str:
             continue
         against = run["eval_perplexity"] / base
         cells = (name, f"`{run['flags']}`", f"{run['eval_perplexity']:.1f}", f"{against:.3f}")
-        cells += (f"{run['state_bytes'] / 1e6:.1f}", f"{run['step_seconds'] * 1e3:.0f}")
+        cells += (f"{run['state_bytes'] / 2**20:.1f}", f"{run['step_seconds'] * 1e3:.0f}")
         cells += (f"{run['optimizer_seconds'] * 1e3:.0f}", f"{run['tokens_per_second']:.0f}")
-        lines.append("| " + " | ".join((*cells, f"{run['peak_memory_mb']:.0f}")) + " |")
+        lines.append("| " + " | ".join((*cells, f"{run['peak_memory_mib']:.0f}")) + " |")
     return "\n".join(lines)
 
 

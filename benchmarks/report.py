@@ -59,11 +59,12 @@ def optimizer_step(result: Result) -> str:
 
 def training(result: Result) -> str:
     """Rates, memory and utilisation of the loops."""
-    head = ["model", "loop", "positions/s", "over plain", "useful tokens/s", "peak MB", "over plain", "of product rate"]
+    head = ["model", "loop", "positions/s", "over plain", "useful tokens/s"]
+    head += ["peak MiB", "over plain", "of product rate"]
     rows = []
     for model, figures in result["models"].items():
         for name, loop in figures["loops"].items():
-            memory = f"{loop['memory_mb']['process']:.0f}" if "memory_mb" in loop else "as harness"
+            memory = f"{loop['memory_mib']['process']:.0f}" if "memory_mib" in loop else "as harness"
             over = loop.get("memory_over", {}).get("plain", {}).get("process")
             cells = [model, name, f"{loop['positions_per_second']:.0f}", f"{loop['rate_over'].get('plain', 1.0):.2f}"]
             cells += [f"{loop['real_tokens_per_second']:.0f}", memory, "" if over is None else f"{over:.2f}"]
@@ -131,7 +132,7 @@ def whole_run(result: Result) -> str:
             lines.append(
                 f"- {name}: {case['seconds_on_1']:.2f} s an update on one process, {case['seconds_on_2']:.2f} s on two "
                 f"with twice the rows, {case['communication_seconds']:.2f} s of it communication; "
-                f"{case['sent_mb']:.1f} MB sent by each."
+                f"{case['sent_mib']:.1f} MiB sent by each."
             )
     if scaling := parts.get("scaling"):
         sizes = scaling["sizes"].items()

@@ -43,12 +43,12 @@ Sample = dict[str, float]
 
 
 def look(process: psutil.Process) -> Sample:
-    """Sums over a process and its children at this moment; memory in 2**20 bytes, processor time in seconds."""
-    total = dict.fromkeys(("rss_mb", "files", "threads", "processes", "cpu_seconds"), 0.0)
+    """Sums over a process and its children at this moment; memory in MiB, processor time in seconds."""
+    total = dict.fromkeys(("rss_mib", "files", "threads", "processes", "cpu_seconds"), 0.0)
     for member in (process, *process.children(recursive=True)):
         with member.oneshot():
             times = member.cpu_times()
-            total["rss_mb"] += member.memory_info().rss / 2**20
+            total["rss_mib"] += member.memory_info().rss / 2**20
             total["files"] += member.num_fds()
             total["threads"] += member.num_threads()
             total["processes"] += 1
@@ -90,8 +90,8 @@ def windows(samples: list[Sample], updates: list[Sample], warm_up: float, length
         found.append(
             {
                 "from_minute": round(start / 60, 2),
-                "rss_mb": round(statistics.median(sample["rss_mb"] for sample in inside), 1),
-                "rss_mb_peak": round(max(sample["rss_mb"] for sample in inside), 1),
+                "rss_mib": round(statistics.median(sample["rss_mib"] for sample in inside), 1),
+                "rss_mib_peak": round(max(sample["rss_mib"] for sample in inside), 1),
                 **{name: statistics.median(sample[name] for sample in inside) for name in ("files", "threads")},
                 "files_most": max(sample["files"] for sample in inside),
                 "processes": max(sample["processes"] for sample in inside),
@@ -109,7 +109,7 @@ def judge(found: list[dict[str, Any]], status: int) -> dict[str, dict[str, Any]]
     def drift(name: str) -> float:
         return round(max(each[name] for each in found) / min(each[name] for each in found) - 1, 4)
 
-    memory, peaks, speed = drift("rss_mb"), drift("rss_mb_peak"), drift("tokens_per_second")
+    memory, peaks, speed = drift("rss_mib"), drift("rss_mib_peak"), drift("tokens_per_second")
     cpu, files = drift("cpu_seconds_an_update"), sorted({each["files"] for each in found})
     return {
         "memory": {"drift": memory, "drift_of_peaks": peaks, "holds": memory <= MOST_MEMORY_DRIFT},
@@ -127,7 +127,7 @@ def draw(samples: list[Sample], updates: list[Sample], warm_up: float, path: Pat
     figure, axes = pyplot.subplots(4, sharex=True, figsize=(9, 9), layout="constrained")
     minutes = [sample["at"] / 60 for sample in samples]
     for axis, (name, label) in zip(
-        axes, (("rss_mb", "resident memory, MiB"), ("files", "open files"), ("threads", "threads")), strict=False
+        axes, (("rss_mib", "resident memory, MiB"), ("files", "open files"), ("threads", "threads")), strict=False
     ):
         axis.plot(minutes, [sample[name] for sample in samples], linewidth=1)
         axis.set_ylabel(label)

@@ -24,9 +24,9 @@ from benchmarks.common import (
     ROOT,
     matmul_rate,
     median_ratio,
-    peak_memory_mb,
+    peak_memory_mib,
     reset_peak_memory,
-    resident_memory_mb,
+    resident_memory_mib,
     write_result,
 )
 from benchmarks.training_loops import LENGTH, LOOPS, ROWS, c4_batches
@@ -111,7 +111,7 @@ def _summary(
         },
     }
     if name in memory:
-        summary["memory_mb"] = memory[name]
+        summary["memory_mib"] = memory[name]
         summary["memory_over"] = {
             other: {kind: memory[name][kind] / memory[other][kind] for kind in memory[name]}
             for other in memory
@@ -121,9 +121,9 @@ def _summary(
 
 
 def _table(figures: dict[str, Any]) -> str:
-    lines = [f"{'loop':16}{'positions/s':>12}{'over plain':>12}{'peak MB':>10}{'over plain':>12}{'of matmul':>11}"]
+    lines = [f"{'loop':16}{'positions/s':>12}{'over plain':>12}{'peak MiB':>10}{'over plain':>12}{'of matmul':>11}"]
     for name, loop in figures["loops"].items():
-        rate, peak = loop["rate_over"].get("plain", 1.0), loop.get("memory_mb", {}).get("process", math.nan)
+        rate, peak = loop["rate_over"].get("plain", 1.0), loop.get("memory_mib", {}).get("process", math.nan)
         memory = loop.get("memory_over", {}).get("plain", {}).get("process", math.nan)
         share = loop["flops_utilisation"]
         lines.append(
@@ -140,8 +140,8 @@ def _memory_in_child(model: str, loop: str, threads: int) -> dict[str, float]:
 
 
 def _peak_memory(model: str, name: str) -> dict[str, float]:
-    """Peak resident memory of training after a warm-up: of the whole process, and beyond what imports take (MB)."""
-    imports = resident_memory_mb()
+    """Peak resident memory of training after a warm-up: of the whole process, and beyond what imports take (MiB)."""
+    imports = resident_memory_mib()
     vocabulary = build_model(ModelConfig(str(_config(model))), "meta", seed=0).config.vocab_size
     loop = LOOPS[name](_config(model), time.perf_counter)
     loop(c4_batches(4, vocabulary, seed=1))
@@ -149,7 +149,7 @@ def _peak_memory(model: str, name: str) -> dict[str, float]:
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # what compiling has left is no need of training
     reset_peak_memory()
     loop(c4_batches(3, vocabulary, seed=2))
-    return {"process": peak_memory_mb(), "training": peak_memory_mb() - imports}
+    return {"process": peak_memory_mib(), "training": peak_memory_mib() - imports}
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def processes(updates: int = 6) -> dict[str, Any]:
             "seconds_on_1": one["step_seconds"],
             "seconds_on_2": two["step_seconds"],
             "communication_seconds": two["communication_seconds"],
-            "sent_mb": two["sent_mb"],
+            "sent_mib": two["sent_mib"],
         }
     return figures
 
@@ -121,7 +121,7 @@ def _on_processes(count: int, flags: str, updates: int) -> dict[str, float]:
         subprocess.run(words, cwd=ROOT, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         lines = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
     trained = [line for line in lines if "loss" in line][2:]
-    keys = ("step_seconds", "communication_seconds", "sent_mb")
+    keys = ("step_seconds", "communication_seconds", "sent_mib")
     return {key: statistics.median(line.get(key, 0.0) for line in trained) for key in keys}
 
 

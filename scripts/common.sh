@@ -76,9 +76,9 @@ micro_batch() {
     echo --batch_size $((rows > 1 ? rows : 1))
 }
 
-# pretrain SIZE FLAGS: the protocol of the published tables on C4. Rows of 256 tokens, 512 rows an update, cosine to a
+# pretrain SIZE FLAGS: the protocol of the published tables on C4. Rows of 256 tokens, 512 rows per update, cosine to a
 # tenth, bf16 rounded to nearest, evaluation every 1,000 updates on 10M tokens. Warm-up over a tenth of the updates and
-# no weight decay are the defaults. So many rows come at once that AdamW's predicted peak is 13, 29, 40 and 51 GB.
+# no weight decay are the defaults. So many rows come at once that AdamW's predicted peak is 13, 29, 40 and 51 GiB.
 pretrain() {
     local size="$1" updates rows count
     shift

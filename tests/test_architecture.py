@@ -18,7 +18,13 @@ TOP = ROOT / "peft_pretraining" / "__init__.py"
 COMMANDS = sorted(path.name for path in ROOT.glob("*.py"))
 # The floors of the house, from the ground up. A room is a folder, or a file that lies in none; it uses the rooms below.
 FLOORS = (
-    ("optimizers", "peft_pretraining/errors.py", "peft_pretraining/console.py", "peft_pretraining/atomic_write.py"),
+    (
+        "optimizers",
+        "peft_pretraining/errors.py",
+        "peft_pretraining/console.py",
+        "peft_pretraining/atomic_write.py",
+        "peft_pretraining/units.py",
+    ),
     ("peft_pretraining/flags", "peft_pretraining/run_folder"),
     ("peft_pretraining/model", "peft_pretraining/distributed", "peft_pretraining/data", "peft_pretraining/tracking"),
     ("peft_pretraining/checkpoint",),

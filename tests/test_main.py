@@ -27,7 +27,7 @@ def test_every_update_and_evaluation_has_its_line(single: Path) -> None:
     first = json.loads((single / "metrics.jsonl").read_text().splitlines()[0])
     for key in ("lr", "grad_norm", "tokens_seen", "tokens_per_second", "step_seconds", "data_seconds"):
         assert first[key] >= 0
-    assert first["lr"] > 0 and first["peak_memory_mb"] > 0
+    assert first["lr"] > 0 and first["peak_memory_mib"] > 0
     assert losses(single)[-1] < losses(single)[0] - 0.2
 
 

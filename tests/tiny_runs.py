@@ -31,7 +31,7 @@ MODEL = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-TIMINGS = ("seconds", "tokens_per_second", "peak_memory_mb")
+TIMINGS = ("seconds", "tokens_per_second", "peak_memory_mib")
 
 
 @cache

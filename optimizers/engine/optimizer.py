@@ -254,7 +254,7 @@ class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
         return rates
 
     def routing_table(self) -> str:
-        """One line for each (role, shape, rule): how many tensors and their state on this process in MB."""
+        """One line for each (role, shape, rule): how many tensors and their state on this process in MiB."""
         rows: dict[tuple[str, str, str], list[int]] = {}
         for param, managed in self.managed.items():
             size = sum(sharding.local(t).nbytes for t in self.state[param].values())
@@ -262,10 +262,10 @@ class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
             row = rows.setdefault((role_of(managed.name), shape, type(managed.rule).__name__), [0, 0])
             row[0] += 1
             row[1] += size
-        lines = [f"{'role':<17} {'shape':>12} {'rule':<19} {'tensors':>7} {'state MB':>9}"]
+        lines = [f"{'role':<17} {'shape':>12} {'rule':<19} {'tensors':>7} {'state MiB':>9}"]
         for (role, shape, rule), (count, size) in rows.items():
-            lines.append(f"{role:<17} {shape:>12} {rule:<19} {count:>7} {size / 1e6:>9.2f}")
-        lines.append(f"{'total':<17} {'':>12} {'':<19} {len(self.managed):>7} {self.state_bytes() / 1e6:>9.2f}")
+            lines.append(f"{role:<17} {shape:>12} {rule:<19} {count:>7} {size / 2**20:>9.2f}")
+        lines.append(f"{'total':<17} {'':>12} {'':<19} {len(self.managed):>7} {self.state_bytes() / 2**20:>9.2f}")
         return "\n".join(lines)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where the processes of a run find one another."""
+"""The rendezvous: how the processes of a run find one another."""
 
 import time
 import uuid
@@ -10,7 +10,7 @@ from peft_pretraining.distributed.watchdog import PeerLost
 _POLL_SECONDS = 0.05
 
 
-def meet(store: dist.Store, rank: int, world_size: int, timeout: float) -> dist.Store:
+def rendezvous(store: dist.Store, rank: int, world_size: int, timeout: float) -> dist.Store:
     """A part of the store that belongs to exactly these processes, once all of them are there.
 
     When torchrun restarts its processes, its store still holds what the dead ones wrote, and gloo then

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from peft_pretraining.distributed.config import ParallelConfig
-from peft_pretraining.distributed.rendezvous import meet
+from peft_pretraining.distributed.rendezvous import rendezvous
 from peft_pretraining.distributed.watchdog import Watchdog
 from peft_pretraining.errors import AgreedError, UsageError
 
@@ -110,7 +110,7 @@ def session(config: ParallelConfig) -> Iterator[World]:
     store, rank, world_size = next(
         dist.rendezvous("env://", timeout=timedelta(seconds=config.dist_timeout))  # type: ignore[attr-defined]
     )
-    store = meet(store, rank, world_size, config.dist_timeout)
+    store = rendezvous(store, rank, world_size, config.dist_timeout)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=dist.PrefixStore("process_group", store),

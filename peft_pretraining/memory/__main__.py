@@ -4,7 +4,7 @@
 
 takes the flags of torchrun_main.py and prints what weights, gradients, optimizer state, activations and working tensors
 hold. `--optimizer all` prints one line for every method; flags that a method does not have are left out for it.
-The numbers are those of live tensors in eager execution by one process; 1 GB is 2**30 bytes, as on a GPU's label.
+The numbers are those of live tensors in eager execution by one process, in GiB, as GPUs are labelled.
 Exit status: 0, or 2 for a mistake in the command line.
 """
 
@@ -20,10 +20,10 @@ from peft_pretraining.flags.catalogue import Entry, catalogue
 from peft_pretraining.memory.ledger import Account
 from peft_pretraining.memory.prediction import STATE, predict
 from peft_pretraining.training.run_config import RunConfig
+from peft_pretraining.units import GIB
 
-GB = 2**30
 RESERVE = 1.0
-"""GB of a GPU kept for the CUDA context, kernels' workspaces and what the allocator cannot use."""
+"""GiB of a GPU kept for the CUDA context, kernels' workspaces and what the allocator cannot use."""
 CARDS = {
     8: "RTX 4060",
     12: "RTX 4070",
@@ -37,7 +37,7 @@ CARDS = {
     141: "H200",
     192: "MI300X",
 }
-"""Memory in GB -> common GPUs that have it."""
+"""Memory in GiB -> common GPUs that have it."""
 ALL = "all"
 
 
@@ -68,11 +68,11 @@ def describe(config: RunConfig, account: Account) -> str:
     notes += [f"{training.batch_size} rows of {config.data.max_length} tokens at once"]
     notes += [f"{training.gradient_accumulation} micro-batches"] if (training.gradient_accumulation or 1) > 1 else []
     notes += ["activation checkpointing"] if config.model.activation_checkpointing else []
-    lines = [", ".join(notes), f"{'GB':<24}{'largest':>9}{'at the peak':>13}"]
+    lines = [", ".join(notes), f"{'GiB':<24}{'largest':>9}{'at the peak':>13}"]
     for kind, size in sorted(account.largest.items(), key=lambda item: -item[1]):
-        lines.append(f"{kind:<24}{size / GB:>9.3f}{account.at_peak.get(kind, 0) / GB:>13.3f}")
-    lines.append(f"{'peak':<24}{'':>9}{account.peak / GB:>13.3f}   in {account.moment}")
-    lines.append(f"smallest common GPU: {card(account.peak)}, {RESERVE:g} GB kept for CUDA itself")
+        lines.append(f"{kind:<24}{size / GIB:>9.3f}{account.at_peak.get(kind, 0) / GIB:>13.3f}")
+    lines.append(f"{'peak':<24}{'':>9}{account.peak / GIB:>13.3f}   in {account.moment}")
+    lines.append(f"smallest common GPU: {card(account.peak)}, {RESERVE:g} GiB kept for CUDA itself")
     if config.model.compile_model or config.optimizer.arguments().get("execution") == "compiled":
         lines.append("counted as eager execution: compiled code needs no more than that")
     return "\n".join(lines)
@@ -80,8 +80,8 @@ def describe(config: RunConfig, account: Account) -> str:
 
 def card(peak: int) -> str:
     """The smallest common GPU that holds this many bytes of tensors, or the words that none does."""
-    size = next((size for size in CARDS if peak / GB + RESERVE <= size), None)
-    return "none alone" if size is None else f"{size} GB ({CARDS[size]})"
+    size = next((size for size in CARDS if peak / GIB + RESERVE <= size), None)
+    return "none alone" if size is None else f"{size} GiB ({CARDS[size]})"
 
 
 def row(name: str, account: Account) -> str:
@@ -89,7 +89,7 @@ def row(name: str, account: Account) -> str:
     state = sum(size for kind, size in account.largest.items() if kind.startswith(STATE))
     columns = [account.largest.get(kind, 0) for kind in ("weights", "gradients")]
     columns += [state, account.largest.get("activations", 0), account.at_peak.get("transient", 0), account.peak]
-    return f"{name:<28}" + "".join(f"{size / GB:>12.2f}" for size in columns) + f"   {card(account.peak)}"
+    return f"{name:<28}" + "".join(f"{size / GIB:>12.2f}" for size in columns) + f"   {card(account.peak)}"
 
 
 def words_for(method: Entry, words: Sequence[str]) -> list[str]:
@@ -109,7 +109,7 @@ def words_for(method: Entry, words: Sequence[str]) -> list[str]:
 
 def _print_table(words: Sequence[str]) -> None:
     titles = ("weights", "gradients", "state", "activations", "transient", "peak")
-    print(f"{'GB':<28}" + "".join(f"{title:>12}" for title in titles) + "   smallest common GPU")
+    print(f"{'GiB':<28}" + "".join(f"{title:>12}" for title in titles) + "   smallest common GPU")
     for method in catalogue():
         try:
             print(row(method.name, predict(parse_config(words_for(method, words)))), flush=True)

@@ -91,7 +91,7 @@ def by_lr(runs: Iterable[RunRecord]) -> dict[float, list[RunRecord]]:
 
 
 def final_loss(run: RunRecord) -> float:
-    """Nats a token, of a finished run."""
+    """Nats per token, of a finished run."""
     assert run.final is not None
     return run.final["eval_loss"]
 

@@ -18,7 +18,7 @@ class Row:
 
     difference: relative to the baseline's perplexity. p: of Welch's t-test on the final losses, after Holm's
     correction for the number of methods tested; None where either has a single seed. seconds: the median time of
-    an update. state_bytes and peak_mb are the largest of the runs.
+    an update. state_bytes and peak_mib are the largest of the runs.
     """
 
     arm: Arm
@@ -31,7 +31,7 @@ class Row:
     tokens_per_second: float
     seconds: float
     state_bytes: int | None
-    peak_mb: float | None
+    peak_mib: float | None
 
     @property
     def mark(self) -> str:
@@ -103,7 +103,7 @@ def _row(arm: Arm, reference: Arm | None, p: float | None) -> Row:
         tokens_per_second=median(record["tokens_per_second"] for record in updates),
         seconds=seconds,
         state_bytes=max((run.state_bytes for run in runs if run.state_bytes is not None), default=None),
-        peak_mb=max((record["peak_memory_mb"] for record in updates if "peak_memory_mb" in record), default=None),
+        peak_mib=max((record["peak_memory_mib"] for record in updates if "peak_memory_mib" in record), default=None),
     )
 
 

@@ -12,6 +12,7 @@ from peft_pretraining.report.arms import Arm, Task, by_lr, final_loss
 from peft_pretraining.report.comparison import Row
 from peft_pretraining.report.curves import evaluation_curve, phases, training_curve
 from peft_pretraining.report.drawing import INK, PALETTE, WIDTH, Plot, Style, legend_beside, log_scale
+from peft_pretraining.units import MIB
 
 Styles = Mapping[str, Style]
 _AXES = {
@@ -131,12 +132,12 @@ def _memory_plots(rows: Sequence[Row], styles: Styles, prefix: str) -> list[Plot
                 styles,
                 f"{prefix}state-bytes",
                 "Optimizer state",
-                "MB (10^6 bytes)",
+                "MiB",
                 "Bytes of the tensors that a checkpoint keeps for the optimizer.",
-                lambda row: None if row.state_bytes is None else row.state_bytes / 1e6,
+                lambda row: None if row.state_bytes is None else row.state_bytes / MIB,
             )
         )
-    if any(row.peak_mb is not None for row in rows):
+    if any(row.peak_mib is not None for row in rows):
         note = "On CUDA the allocator's peak; on CPU the process's largest resident set, Python and libraries included."
         plots.append(
             _bars(
@@ -144,9 +145,9 @@ def _memory_plots(rows: Sequence[Row], styles: Styles, prefix: str) -> list[Plot
                 styles,
                 f"{prefix}peak-memory",
                 "Peak memory",
-                "MB (10^6 bytes)",
+                "MiB",
                 note,
-                lambda row: row.peak_mb,
+                lambda row: row.peak_mib,
             )
         )
     return plots

@@ -17,7 +17,7 @@ _PROTOCOL = {
     "tokenizer": "tokenizer",
     "max_length": "tokens a row",
     "packing": "packing",
-    "total_batch_size": "rows an update",
+    "total_batch_size": "rows per update",
     "eval_tokens": "evaluation tokens",
     "dtype": "dtype",
     "scheduler": "scheduler",

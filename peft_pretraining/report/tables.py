@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_pretraining.report.arms import Arm, Task
 from peft_pretraining.report.comparison import Row
+from peft_pretraining.units import MIB
 
 if TYPE_CHECKING:
     import pandas
@@ -62,8 +63,8 @@ def perplexity_table(task: Task, rows: Sequence[Row], prefix: str) -> Table:
         "bits per byte",
         "tokens",
         "tokens/s",
-        "state MB",
-        "peak MB",
+        "state MiB",
+        "peak MiB",
     )
     cells = tuple(
         (
@@ -76,8 +77,8 @@ def perplexity_table(task: Task, rows: Sequence[Row], prefix: str) -> Table:
             _number(row.bits_per_byte, ".4f"),
             _number(row.tokens, ",.0f"),
             _number(row.tokens_per_second, ",.0f"),
-            _number(None if row.state_bytes is None else row.state_bytes / 1e6, ",.2f"),
-            _number(row.peak_mb, ",.0f"),
+            _number(None if row.state_bytes is None else row.state_bytes / MIB, ",.2f"),
+            _number(row.peak_mib, ",.0f"),
         )
         for row in rows
     )

@@ -1,4 +1,4 @@
-"""metrics.jsonl: a line an update and one an evaluation, none lost or doubled however often a run resumes."""
+"""metrics.jsonl: one line per update and per evaluation, none lost or doubled however often a run resumes."""
 
 import contextlib
 import json
@@ -10,6 +10,7 @@ from typing import IO, Any
 import torch
 
 from peft_pretraining.atomic_write import write_atomically
+from peft_pretraining.units import MIB
 
 Record = dict[str, Any]
 _MOST = 2**53  # no update and no loss is larger; larger whole numbers are no floats
@@ -74,8 +75,8 @@ def read_metrics(path: Path) -> list[Record]:
     return [json.loads(line) for line in _complete_lines(path) if math.isfinite(_update_of(line))]
 
 
-def peak_memory_mb(device: torch.device) -> float:
-    """Largest memory so far in MB (10^6 bytes): CUDA's allocator, or this process's resident set on CPU."""
+def peak_memory_mib(device: torch.device) -> float:
+    """Largest memory so far in MiB: CUDA's allocator, or this process's resident set on CPU."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+        return torch.cuda.max_memory_allocated(device) / MIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB

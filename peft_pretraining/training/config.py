@@ -64,7 +64,9 @@ class TrainingConfig:
     )
     seed: int = flag(0, help="seed of the weights, and of the data order without --data_seed")
     deterministic: bool = flag(False, help="deterministic kernels only: the same command gives the same losses")
-    max_bad_steps: int = flag(10, help="skipped updates in a row, for a non-finite loss or gradient, that a run bears")
+    max_bad_steps: int = flag(
+        10, help="skipped updates in a row, for a non-finite loss or gradient, that are tolerated"
+    )
     spike_window: int = flag(100, help="updates whose losses a loss spike is judged by; 0 does not look")
     spike_zscore: float = flag(6.0, help="standard deviations above the window's mean that make a loss spike")
 

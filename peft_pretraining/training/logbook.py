@@ -14,13 +14,14 @@ from peft_pretraining.atomic_write import write_atomically
 from peft_pretraining.errors import UsageError
 from peft_pretraining.run_folder.layout import LOSS_CURVE, METRICS, SUMMARY, folder_of
 from peft_pretraining.tracking.loss_curve import draw_loss_curve
-from peft_pretraining.tracking.metrics import MetricsFile, Record, peak_memory_mb, read_metrics
+from peft_pretraining.tracking.metrics import MetricsFile, Record, peak_memory_mib, read_metrics
 from peft_pretraining.tracking.progress import ProgressDisplay
 from peft_pretraining.tracking.tensorboard_run import TensorBoard, start_tensorboard
 from peft_pretraining.tracking.utilisation import flops_per_token, peak_flops
 from peft_pretraining.tracking.wandb_run import Tracker, start_tracker
 from peft_pretraining.training.evaluation import Evaluation
 from peft_pretraining.training.step import StepResult
+from peft_pretraining.units import MIB
 
 if TYPE_CHECKING:
     from peft_pretraining.training.run import Run
@@ -83,10 +84,10 @@ class Logbook:
             "device_tokens_per_second": round(each, 1),
             "step_seconds": round(result.seconds, 6),
             **{f"{phase}_seconds": round(seconds, 6) for phase, seconds in result.phases.items()},
-            "peak_memory_mb": round(peak_memory_mb(self._run.world.device), 1),
+            "peak_memory_mib": round(peak_memory_mib(self._run.world.device), 1),
         }
         if result.bytes_sent:
-            record["sent_mb"] = round(result.bytes_sent / 1e6, 6)
+            record["sent_mib"] = round(result.bytes_sent / MIB, 6)
         if result.skipped:
             record["skipped"] = True
         more = f" ({each:,.0f} per process)" if self._run.world.world_size > 1 else ""
@@ -97,7 +98,7 @@ class Logbook:
         self._display.update(result.update, result.loss, result.lr, speed, more)
 
     def _pass_on_warnings(self) -> None:
-        """Says once each what the optimizer has borne."""
+        """Says once each what the optimizer has tolerated."""
         for warning in self._run.session.warnings.keys() - self._warned:
             self._warned.add(warning)
             logger.warning("optimizer: {}", warning)
@@ -133,7 +134,7 @@ class Logbook:
             "skipped_updates": run.progress.skipped,
             "tokens_seen": run.progress.tokens_seen,
             "training_seconds": round(run.progress.seconds, 3),
-            "peak_memory_mb": round(peak_memory_mb(run.world.device), 1),
+            "peak_memory_mib": round(peak_memory_mib(run.world.device), 1),
             "optimizer_state_bytes": states[0] if run.session.replicated else sum(states),
             "checkpoint": str(checkpoint),
             "loss_curve": str(folder / LOSS_CURVE),

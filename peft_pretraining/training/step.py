@@ -17,7 +17,7 @@ from peft_pretraining.distributed.parallelize import set_last_micro_batch
 from peft_pretraining.distributed.world import World
 from peft_pretraining.errors import RunFailed
 from peft_pretraining.training.config import FEWEST_LOSSES
-from peft_pretraining.training.timer import PhaseClock
+from peft_pretraining.training.timer import Timer
 
 if TYPE_CHECKING:
     from peft_pretraining.checkpoint.progress import Progress
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepResult:
-    """One update. loss: nats a token over the whole update, before it. grad_norm: before clipping.
+    """One update. loss: nats per token over the whole update, before it. grad_norm: before clipping.
     Where gradients travel projected between processes, it is the norm of what travelled: of the projections.
 
     tokens: real input tokens of all processes. skipped: nothing was changed, because the loss or the norm was
@@ -58,7 +58,7 @@ def train_step(run: "Run") -> StepResult:
 
     Raises TrainingStopped after more than --max_bad_steps skipped updates in a row.
     """
-    clock, started = PhaseClock(run.world.device), time.perf_counter()
+    clock, started = Timer(run.world.device), time.perf_counter()
     factor = run.schedule(run.progress.update + 1)
     for group in run.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
@@ -74,7 +74,7 @@ def train_step(run: "Run") -> StepResult:
     scored, tokens = counts.tolist()
     seconds = time.perf_counter() - started
     skipped = not (math.isfinite(loss) and (norm is None or math.isfinite(norm)))
-    _note(run.progress, skipped, int(tokens), seconds)
+    _advance_progress(run.progress, skipped, int(tokens), seconds)
     run.updating = False
     result = StepResult(
         update=run.progress.update,
@@ -89,11 +89,11 @@ def train_step(run: "Run") -> StepResult:
         phases=clock.read(),
         details={} if run.details is None else run.details.end(),
     )
-    _judge(run, result)
+    _warn_or_stop(run, result)
     return result
 
 
-def _open_update(run: "Run", micro_batches: int, clock: PhaseClock) -> None:
+def _open_update(run: "Run", micro_batches: int, clock: Timer) -> None:
     """Tells those who take part in the update that it begins."""
     if run.details is not None:
         run.details.begin(run.progress.update + 1)
@@ -101,7 +101,7 @@ def _open_update(run: "Run", micro_batches: int, clock: PhaseClock) -> None:
     run.session.begin(micro_batches)
 
 
-def _sum(run: "Run", tensor: Tensor, clock: PhaseClock) -> Tensor:
+def _sum(run: "Run", tensor: Tensor, clock: Timer) -> Tensor:
     """Sums `tensor` over all processes in place. A collective; waiting for the others counts as communication."""
     if run.world.world_size == 1:
         return tensor
@@ -109,7 +109,7 @@ def _sum(run: "Run", tensor: Tensor, clock: PhaseClock) -> Tensor:
         return run.world.all_reduce(tensor)
 
 
-def _accumulate_gradients(run: "Run", batches: "list[Batch]", tokens: Tensor, clock: PhaseClock) -> Tensor:
+def _accumulate_gradients(run: "Run", batches: "list[Batch]", tokens: Tensor, clock: Timer) -> Tensor:
     """Backward passes of this process's micro-batches. Returns its loss sum, 0-D float64, not waited for.
 
     Each micro-batch is divided by the scored tokens of the whole update, so gradients only have to be added
@@ -135,7 +135,7 @@ def _accumulate_gradients(run: "Run", batches: "list[Batch]", tokens: Tensor, cl
     return total
 
 
-def _update_weights(run: "Run", loss_sum: Tensor, clock: PhaseClock) -> tuple[float, float | None]:
+def _update_weights(run: "Run", loss_sum: Tensor, clock: Timer) -> tuple[float, float | None]:
     """Sums, clips and applies the gradients if all processes have finite ones; also notes a wish to stop.
 
     Returns the loss summed over processes, and the norm of the summed gradient before clipping: None where
@@ -196,7 +196,7 @@ def _count_tokens(batches: "list[Batch]", device: torch.device) -> Tensor:
     return counts.double().to(device)
 
 
-def _note(progress: "Progress", skipped: bool, tokens: int, seconds: float) -> None:
+def _advance_progress(progress: "Progress", skipped: bool, tokens: int, seconds: float) -> None:
     progress.update += 1
     progress.tokens_seen += tokens
     progress.seconds += seconds
@@ -204,7 +204,7 @@ def _note(progress: "Progress", skipped: bool, tokens: int, seconds: float) -> N
     progress.bad_in_a_row = progress.bad_in_a_row + 1 if skipped else 0
 
 
-def _judge(run: "Run", result: StepResult) -> None:
+def _warn_or_stop(run: "Run", result: StepResult) -> None:
     """Says what went wrong in an update; ends the run when too many in a row were skipped."""
     config, progress = run.config.training, run.progress
     if result.skipped:

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import torch
 
 
-class PhaseClock:
+class Timer:
     """`with clock("forward"): ...` adds up seconds under that name: wall time on CPU, event time on CUDA.
 
-    A phase inside another one counts under its own name alone.
+    A part inside another one counts under its own name alone.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -46,7 +46,7 @@ class PhaseClock:
         return dict(self._seconds)
 
     def _add(self, within: list[str], seconds: float) -> None:
-        """within: the phase, and the one it was part of, if any."""
+        """within: the part, and the one it lies in, if any."""
         self._seconds[within[0]] += seconds
         for outer in within[1:]:
             self._seconds[outer] -= seconds

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Adam-mini, LLaMA 7B on one GPU: predicted peak 27.1 GB, with --state_dtype int8 20.9 GB. Betas, decay and clipping are
+# Adam-mini, LLaMA 7B on one GPU: predicted peak 27.1 GiB, with --state_dtype int8 20.9 GiB. Betas, decay and clipping are
 # those of the authors' scaling runs (arXiv 2406.16793), the rate that of their 1B run, to be searched.
 # Each parameter is updated inside the backward pass, which for this method takes a single micro-batch: an update is 16
 # rows, not 512.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# AdamW, full rank, LLaMA 7B on one GPU: predicted peak 39.7 GB, with --state_dtype int8 27.3 GB. The rate is of the
+# AdamW, full rank, LLaMA 7B on one GPU: predicted peak 39.7 GiB, with --state_dtype int8 27.3 GiB. The rate is of the
 # grid of GaLore's paper and this project's choice: search it before comparing.
 # Each parameter is updated inside the backward pass, which for this method takes a single micro-batch: an update is 16
 # rows, not 512.

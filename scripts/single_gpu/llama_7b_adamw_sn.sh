@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# AdamW-SN, LLaMA 7B on one GPU: predicted peak 28.3 GB, with --state_dtype int8 21.5 GB. None is published at this
+# AdamW-SN, LLaMA 7B on one GPU: predicted peak 28.3 GiB, with --state_dtype int8 21.5 GiB. None is published at this
 # size: the rate is the authors' for 60M to 350M, to be searched.
 # Each parameter is updated inside the backward pass, which for this method takes a single micro-batch: an update is 16
 # rows, not 512.

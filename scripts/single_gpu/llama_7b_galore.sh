@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # 8-bit GaLore, LLaMA 7B on one GPU, one row at a time (github.com/jiaweizzhao/GaLore, scripts/single_gpu). Predicted
-# peak 26.7 GB, sums of projected gradients between micro-batches included; 20.1 GB for updates of one row
+# peak 26.7 GiB, sums of projected gradients between micro-batches included; 20.1 GiB for updates of one row
 # (--total_batch_size 1).
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 

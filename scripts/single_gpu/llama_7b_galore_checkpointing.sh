@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # 8-bit GaLore, LLaMA 7B on one GPU, 16 rows at a time with activation checkpointing (github.com/jiaweizzhao/GaLore).
-# Predicted peak 26.6 GB, sums of projected gradients between micro-batches included; 20.4 GB for updates of 16 rows
+# Predicted peak 26.6 GiB, sums of projected gradients between micro-batches included; 20.4 GiB for updates of 16 rows
 # (--total_batch_size 16).
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# RMSProp-SN (AdamW-SN without momentum), LLaMA 7B on one GPU: predicted peak 15.2 GB. None is published at this size:
+# RMSProp-SN (AdamW-SN without momentum), LLaMA 7B on one GPU: predicted peak 15.2 GiB. None is published at this size:
 # the rate is the authors' for 60M, to be searched.
 # Each parameter is updated inside the backward pass, which for this method takes a single micro-batch: an update is 16
 # rows, not 512.

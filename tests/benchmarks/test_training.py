@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.common import interleaved, median_ratio, peak_memory_mb, reset_peak_memory, stamp
+from benchmarks.common import interleaved, median_ratio, peak_memory_mib, reset_peak_memory, stamp
 from benchmarks.training_loops import LENGTH, LOOPS, ROWS, c4_batches
 from tests.peft_pretraining.tiny import write_config
 
@@ -33,11 +33,11 @@ def test_paired_ratios_cancel_what_slows_both() -> None:
 
 def test_peak_memory_sees_what_is_freed_again() -> None:
     reset_peak_memory()
-    before = peak_memory_mb()
+    before = peak_memory_mib()
     block = bytearray(64 * 2**20)
     block[::4096] = b"x" * len(block[::4096])
     del block
-    assert peak_memory_mb() - before > 60
+    assert peak_memory_mib() - before > 60
 
 
 def test_the_stamp_says_what_was_measured_where() -> None:

@@ -111,7 +111,7 @@ def test_routing_table_names_every_route_and_the_total() -> None:
     optimizer = optimizers.build_optimizer("galore_adamw", model, lr=0.02, rank=4)
     table = optimizer.routing_table()
     assert "64x64" in table and "96x64" in table and "total" in table
-    assert f"{optimizer.state_bytes() / 1e6:.2f}" in table.splitlines()[-1]
+    assert f"{optimizer.state_bytes() / 2**20:.2f}" in table.splitlines()[-1]
 
 
 def test_one_element_and_prime_tensors_of_the_general_subset_norm_are_logged_once(

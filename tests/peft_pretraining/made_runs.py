@@ -61,5 +61,5 @@ def update_line(update: int, loss: float | None) -> dict[str, Any]:
         "forward_seconds": 0.5,
         "backward_seconds": 1.0,
         "optimizer_seconds": 0.2,
-        "peak_memory_mb": 300.0,
+        "peak_memory_mib": 300.0,
     }

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from peft_pretraining.distributed.rendezvous import meet
+from peft_pretraining.distributed.rendezvous import rendezvous
 from peft_pretraining.distributed.watchdog import PeerLost
 
 
@@ -15,7 +15,7 @@ def meet_all(store: dist.Store, ranks: int) -> list[dist.Store]:
     found: dict[int, dist.Store] = {}
 
     def join(rank: int) -> None:
-        found[rank] = meet(store, rank, ranks, timeout=20)
+        found[rank] = rendezvous(store, rank, ranks, timeout=20)
 
     threads = [threading.Thread(target=join, args=(rank,)) for rank in reversed(range(ranks))]
     for thread in threads:
@@ -40,6 +40,6 @@ def test_who_does_not_come_is_named() -> None:
     store = dist.HashStore()
     store.set_timeout(timedelta(seconds=0.3))
     with pytest.raises(PeerLost, match="rank 1, 2 has not come up"):
-        meet(store, 0, 3, timeout=0.3)
+        rendezvous(store, 0, 3, timeout=0.3)
     with pytest.raises(PeerLost, match="rank 0 has not come up"):
-        meet(dist.PrefixStore("elsewhere", store), 1, 3, timeout=0.3)
+        rendezvous(dist.PrefixStore("elsewhere", store), 1, 3, timeout=0.3)

@@ -16,6 +16,7 @@ from peft_pretraining.memory.ledger import Account, Ledger
 from peft_pretraining.memory.prediction import GRADIENTS, STATE, WEIGHTS, mark_state, predict
 from peft_pretraining.model.llama import build_model
 from peft_pretraining.training.run_config import RunConfig
+from peft_pretraining.units import GIB
 from tests.peft_pretraining.tiny import write_config
 from tests.tiny_runs import ROOT
 
@@ -104,7 +105,7 @@ def test_one_run_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     text = capsys.readouterr().out
     for word in ("weights", "gradients", "state: moments", "state: second moments", "activations", "peak"):
         assert word in text
-    assert "smallest common GPU: 8 GB" in text
+    assert "smallest common GPU: 8 GiB" in text
 
 
 def test_all_methods_are_listed_without_flags_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,6 +146,6 @@ def test_mistakes_are_told_in_one_message(
 
 
 def test_the_smallest_card_keeps_a_reserve() -> None:
-    assert memory.card(int(14.9 * memory.GB)).startswith("16 GB")
-    assert memory.card(int(15.1 * memory.GB)).startswith("24 GB")
-    assert memory.card(1000 * memory.GB) == "none alone"
+    assert memory.card(int(14.9 * GIB)).startswith("16 GiB")
+    assert memory.card(int(15.1 * GIB)).startswith("24 GiB")
+    assert memory.card(1000 * GIB) == "none alone"

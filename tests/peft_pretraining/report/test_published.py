@@ -107,7 +107,7 @@ DEVIATIONS = {
     "--tokenizer=gpt2": "tokenizer gpt2, published t5-base",
     "--max_length=512": "tokens a row 512, published 256",
     "--packing": "packing True, published False",
-    "--total_batch_size=256": "rows an update 256, published 512",
+    "--total_batch_size=256": "rows per update 256, published 512",
     "--num_training_steps=5000": "updates 5,000, published 10,000",
     "--evaluation=exact": "divides by one batch too many",
     "--eval_tokens=1M": "evaluation tokens 1,000,000, published 10,000,000",

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from peft_pretraining.tracking.config import LoggingConfig
 from peft_pretraining.tracking.loss_curve import draw_loss_curve
-from peft_pretraining.tracking.metrics import MetricsFile, peak_memory_mb, read_metrics
+from peft_pretraining.tracking.metrics import MetricsFile, peak_memory_mib, read_metrics
 from peft_pretraining.tracking.wandb_run import start_tracker
+from peft_pretraining.units import MIB
 from tests.tiny_runs import command, environment, train_here
 
 
@@ -62,10 +63,10 @@ def test_the_curve_is_a_png_with_and_without_lines(tmp_path: Path) -> None:
 
 
 def test_peak_memory_is_this_process_s() -> None:
-    before = peak_memory_mb(torch.device("cpu"))
+    before = peak_memory_mib(torch.device("cpu"))
     held = torch.ones(60_000_000)
-    assert peak_memory_mb(torch.device("cpu")) >= before > 50
-    assert held.numel() * 4 / 1e6 < peak_memory_mb(torch.device("cpu"))
+    assert peak_memory_mib(torch.device("cpu")) >= before > 50
+    assert held.numel() * 4 / MIB < peak_memory_mib(torch.device("cpu"))
 
 
 def test_auto_without_credentials_is_a_notice(

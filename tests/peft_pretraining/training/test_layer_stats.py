@@ -11,7 +11,7 @@ from peft_pretraining.cli.parse import parse_config
 from peft_pretraining.errors import UsageError
 from peft_pretraining.tracking.metrics import read_metrics
 from peft_pretraining.training.step import train_step
-from peft_pretraining.training.timer import PhaseClock
+from peft_pretraining.training.timer import Timer
 from tests.peft_pretraining.training.test_step import built
 from tests.tiny_runs import flags, records, train, train_here
 
@@ -114,7 +114,7 @@ def test_two_processes_report_what_one_does(tmp_path: Path) -> None:
     for record in read_metrics(tmp_path / "two" / "metrics.jsonl"):
         if "loss" in record:
             parts = [value for key, value in record.items() if key.endswith("_seconds") and key != "step_seconds"]
-            assert record["communication_seconds"] > 0 and record["sent_mb"] > 0
+            assert record["communication_seconds"] > 0 and record["sent_mib"] > 0
             assert min(parts) >= 0 and sum(parts) <= record["step_seconds"] + 1e-3
     sizes = [
         json.loads((tmp_path / name / "summary.json").read_text())["optimizer_state_bytes"] for name in ("one", "two")
@@ -149,7 +149,7 @@ def test_the_summary_states_the_bytes_of_the_state(tmp_path: Path) -> None:
 def test_a_phase_within_another_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([0.0, 1.0, 4.0, 10.0, 20.0, 21.0])
     monkeypatch.setattr("peft_pretraining.training.timer.time.perf_counter", lambda: next(times))
-    clock = PhaseClock(torch.device("cpu"))
+    clock = Timer(torch.device("cpu"))
     with clock("optimizer"), clock("communication"):
         pass
     with clock("communication"):
