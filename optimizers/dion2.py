@@ -49,7 +49,7 @@ class Dion2Settings(Settings):
     adjust_lr: str | None = hyper(
         "spectral_norm", "factor of the step by shape", choices=("spectral_norm", "rms_norm", "none")
     )
-    use_polar_express: bool = hyper(True, "Polar Express; off: Newton-Schulz", flags=("no_polar_express",))
+    use_polar_express: bool = hyper(True, "Polar Express; off: Newton-Schulz")
     ns_dtype: str = hyper("auto", "type of the orthogonalisation's products (auto: bfloat16 on a GPU)", choices=DTYPES)
     algorithm: str = hyper("dion2", "what a group gets", choices=("dion2", "adamw", "lion"), flag=False)
 

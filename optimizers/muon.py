@@ -38,7 +38,7 @@ class MuonSettings(Settings):
     # torch.optim.Muon and Moonlight's class decay by 0.1; the published C4 runs, and every method by name, by nothing.
     weight_decay: float = hyper(0.0, "decoupled weight decay, applied before the step", at_least=0.0, released=0.1)
     momentum: float = beta(0.95, "decay of the momentum", flags=("beta1", "adam_beta1"))
-    nesterov: bool = hyper(True, "orthogonalise the momentum a step ahead", flags=("no_nesterov",))
+    nesterov: bool = hyper(True, "orthogonalise the momentum a step ahead")
     ns_steps: int = hyper(5, "Newton-Schulz iterations", at_least=1)
     # None is the first choice in torch, whose argument this is.
     adjust_lr_fn: str | None = hyper(

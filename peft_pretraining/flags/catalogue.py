@@ -66,8 +66,8 @@ def _flags(kind: str, classes: dict[str, ast.ClassDef]) -> dict[str, tuple[str, 
 
 def _parameter(kind: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> str:
     """The settings class of a class on the engine: the argument of its base, or of its base's base."""
-    base = kind.bases[0]
-    return _name(base.slice) if isinstance(base, ast.Subscript) else _parameter(classes[_name(base)], classes)
+    stated = [_name(base.slice) for base in kind.bases if isinstance(base, ast.Subscript)]
+    return stated[0] if stated else _parameter(classes[_name(kind.bases[0])], classes)
 
 
 def _argument_of(node: ast.expr, function: str) -> ast.Call | None:

@@ -91,7 +91,7 @@ PUBLISHED = {
     "soap/llama_130m": {"lr": 2e-3, "beta1": 0.9, "beta2": 0.99, "precondition_frequency": 10},
     "scale/llama_60m": {"lr": 1e-3, "momentum": 0.9, "adam_lr": None, "num_training_steps": 11_000},
     "scale/llama_1b": {"lr": 2e-4, "adam_lr": 1e-3, "num_training_steps": 100_000},
-    "adamw_snsm/llama_60m": {"lr": 0.05, "rank": 128, "update_proj_gap": 100, "warmup_steps": 1000, "subset_size": 0},
+    "adamw_snsm/llama_60m": {"lr": 0.05, "rank": 128, "update_proj_gap": 100, "grad_clipping": 1.0, "subset_size": 0},
     "single_gpu/llama_7b_galore_checkpointing": {
         "rank": 1024,
         "update_proj_gap": 500,
@@ -155,7 +155,7 @@ def test_weights_are_rounded_as_in_the_published_runs() -> None:
     """To nearest wherever there is a choice, unless the user says otherwise."""
     for script in SCRIPTS:
         method = parse_config(flags(words(script, NPROC="1")), world_size=1).optimizer
-        assert method.engine_options()["weight_rounding"] == "nearest", script
+        assert method.arguments()["weight_rounding"] == "nearest", script
     config = parse_config(flags(words(C4[4], "--weight_rounding", "stochastic", NPROC="1")), world_size=1)
     assert config.optimizer.arguments()["weight_rounding"] == "stochastic"
 

@@ -261,6 +261,11 @@ except UsageError as error:
 """
 
 
+def test_a_name_with_settings_of_its_own_has_its_own_flags(root: Path) -> None:
+    words = ["--model_config", str(root / "configs/llama_9m.json"), "--optimizer", "apollo_mini"]
+    assert "--rank 8 is not used by --optimizer apollo_mini" in complaint([*words, "--rank", "8"])
+
+
 def test_a_method_file_brings_its_flags(root: Path, tmp_path: Path) -> None:
     path = tmp_path / "toy.py"
     path.write_text(TOY)
