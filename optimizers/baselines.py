@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from .engine.optimizer import EngineOptimizer
+from .engine.placement import is_sharded
 from .engine.registry import Method, register
 from .engine.roles import describe
 from .engine.routing import ALL_PARAMETERS, param_groups
 from .engine.rule import Scalars, State, StateSpec, UpdateRule
 from .engine.settings import Settings, beta, hyper
-from .engine.sharding import is_sharded
 from .primitives.steps import AdafactorStep, AdamSettings, AdamStep, LionSettings, SignedLionStep
 
 

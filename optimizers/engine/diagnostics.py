@@ -79,12 +79,12 @@ class Observer:
 
     def looks_at(self, managed: ManagedParameter) -> bool:
         """Whether `watching` has anything to do at this parameter's next update."""
-        return self.whole or managed.refreshed_at == managed.step + 1
+        return self.whole or managed.refreshes.tried_for == managed.step + 1
 
     @contextmanager
     def watching(self, managed: ManagedParameter, grad: Tensor | None) -> Iterator[None]:
         """Around the update of one parameter. grad: its whole gradient, where there is one."""
-        refreshed = managed.refreshed_at == managed.step + 1
+        refreshed = managed.refreshes.tried_for == managed.step + 1
         if refreshed:
             self._note_refresh(managed)
         if not self.whole:

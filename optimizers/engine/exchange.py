@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import sharding
+from .placement import is_sharded
 
 
 class Exchange(Protocol):
@@ -64,7 +64,7 @@ class Replicas:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over the group, in place; tensors that are sharded were summed in the backward pass."""
-        if not sharding.is_sharded(tensor):
+        if not is_sharded(tensor):
             with self.timed():
                 dist.all_reduce(tensor, group=self.group)
             self.bytes_sent += tensor.numel() * tensor.element_size()

@@ -1,13 +1,4 @@
-"""Updates inside the backward pass: a parameter is updated as soon as its gradient exists, which is then freed.
-
-With several micro-batches an update must not need the whole gradient at its end:
-- a rule that compresses adds up compressed gradients; its basis is refreshed from the first micro-batch when due, and a
-  basis that learns at every update learns from the last one;
-- a rule with an accumulator (momentum alone, LDAdam's error) adds the gradients to it;
-- the unprojected parameters of such a method keep an ordinary gradient until the last micro-batch, and so does a rule
-  whose accumulator has 8 bits: each of many small shares would be rounded away in it;
-- any other method refuses.
-"""
+"""Updates inside the backward pass: a parameter is updated as soon as its gradient exists, which is then freed."""
 
 from __future__ import annotations
 
@@ -24,19 +15,14 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import precision, sharding, synchronize
+from .accumulation import Accumulation, Compressed, GradientLimit, InGradient, InState, adds_to_state
 from .combined import CombinedOptimizer
 from .exchange import Alone
+from .placement import is_sharded
 
 if TYPE_CHECKING:
     from .optimizer import EngineOptimizer
     from .parameter import ManagedParameter
-
-
-def _adds_to_state(managed: ManagedParameter) -> bool:
-    """Whether gradients of micro-batches are added to the state of this parameter."""
-    name = managed.rule.accumulator
-    return any(name == state and storage != "int8" for state, _, storage in managed.specs)
 
 
 class PerLayerUpdates:
@@ -45,11 +31,11 @@ class PerLayerUpdates:
     def __init__(self, optimizer: EngineOptimizer) -> None:
         self.optimizer = optimizer
         self.micro_batches = 1
-        self.max_norm = 0.0
         self.announced = False
         self.arrived: dict[Tensor, int] = {}
-        self.sums: dict[Tensor, Tensor] = {}
-        self.bad_gradients: Tensor | None = None
+        self.limit = GradientLimit()
+        self._in_gradient, self._in_state = InGradient(self.limit), InState(self.limit)
+        self.compressed = Compressed(self.limit)
 
     def watch(self, param: Tensor, meta: bool = False) -> None:
         """Update this parameter from its gradient hook on, also when it is frozen now and unfrozen later.
@@ -83,12 +69,12 @@ class PerLayerUpdates:
                 f"method needs the sum over {micro_batches}; use one micro-batch per update (a larger batch_size), a "
                 "projected or momentum-only method, or leave out per_layer"
             )
-        if micro_batches > 1 and max_norm > 0 and any(map(_adds_to_state, self.optimizer.managed.values())):
+        if micro_batches > 1 and max_norm > 0 and any(map(adds_to_state, self.optimizer.managed.values())):
             raise ValueError(
                 f"{name}: per_layer adds each of {micro_batches} gradients to the state, so "
                 "the norm of their sum cannot be limited; use one micro-batch per update, or no clipping"
             )
-        self.micro_batches, self.max_norm, self.announced = micro_batches, max_norm, True
+        self.micro_batches, self.limit.max_norm, self.announced = micro_batches, max_norm, True
 
     def accumulates(self) -> bool:
         """Whether the method can add up gradients without keeping them."""
@@ -106,28 +92,33 @@ class PerLayerUpdates:
                     "optimizers.replicate(optimizer), or leave out per_layer"
                 )
             if count < self.micro_batches:
-                self._finish(param, None)
-                if param.grad is not None:
-                    self._update(param, param.grad)
-                    param.grad = None
+                managed = self.optimizer.managed[param]
+                self._way(managed).finish(managed, param.grad, self.optimizer.exchange)
+                param.grad = None
         self._forget()
 
     def abandon(self) -> None:
         """End an update that must not be made: what was collected is dropped. Gradients that are in an accumulator
         already cannot be taken out; such parameters are updated with what came."""
         for param in list(self.arrived):
-            if _adds_to_state(self.optimizer.managed[param]):
-                self._finish(param, None)
+            managed = self.optimizer.managed[param]
+            if not self._way(managed).drop(managed, self.optimizer.exchange):
                 self.optimizer.warnings["parameters updated from a part of the micro-batches"] += 1
             param.grad = None
         self._forget()
 
     def _forget(self) -> None:
         self.arrived.clear()
-        self.sums.clear()
-        if self.bad_gradients is not None and (count := int(self.bad_gradients)):
+        if count := self.limit.take_count():
             self.optimizer.warnings["non-finite gradients of single parameters, taken as zero"] += count
-        self.bad_gradients = None
+
+    def _way(self, managed: ManagedParameter) -> Accumulation:
+        """How this parameter's gradients are added up."""
+        if self.micro_batches == 1:
+            return self._in_gradient
+        if adds_to_state(managed):
+            return self._in_state
+        return self.compressed if managed.rule.compresses else self._in_gradient
 
     def _warn_of_clipping(self) -> None:
         """Once, in a loop that has never said how it clips: it may count on gradients that are gone."""
@@ -148,23 +139,14 @@ class PerLayerUpdates:
         assert grad is not None
         managed.check_group()
         self._refuse(managed, grad)
-        opening = param not in self.arrived
         count = self.arrived[param] = self.arrived.get(param, 0) + 1
-        last = count >= self.micro_batches
+        way, last = self._way(managed), count == self.micro_batches
         with ordered_streams(grad.device, managed.quantised):
-            if self.micro_batches == 1:
-                self._update(param, grad)
-            elif _adds_to_state(managed):
-                self._add_to_state(managed, grad, opening)
-            elif managed.rule.compresses:
-                self._add_compressed(managed, grad)
-            elif not last:
-                return
-            else:
-                self._update(param, grad)
-            if last and self.micro_batches > 1:
-                self._finish(param, grad)
-            param.grad = None
+            way.take(managed, grad, self.optimizer.exchange, count)
+            if last:
+                way.finish(managed, grad, self.optimizer.exchange)
+            if last or way.frees:
+                param.grad = None
 
     def _refuse(self, managed: ManagedParameter, grad: Tensor) -> None:
         """Raise ValueError for a gradient from which no right update can be made."""
@@ -178,114 +160,13 @@ class PerLayerUpdates:
                 f"gradient_accumulation_steps) call optimizer.begin_update(micro_batches=N) before the first one and "
                 "step() after the last; it holds until it is called again"
             )
-        alone = isinstance(self.optimizer.exchange, Alone) and not sharding.is_sharded(managed.param)
+        alone = isinstance(self.optimizer.exchange, Alone) and not is_sharded(managed.param)
         if alone and dist.is_initialized() and dist.get_world_size() > 1:
             raise ValueError(
                 f"{managed.name}: per_layer would update each process's copy from its own gradient. Call "
                 "optimizers.replicate(optimizer) and train the bare model (no "
                 "DistributedDataParallel), shard it with fully_shard, or leave out per_layer"
             )
-
-    def _update(self, param: Tensor, grad: Tensor) -> None:
-        """Update a parameter from its whole gradient, summed over processes.
-
-        Where the gradient is compressed anyway, its compressed form is what is clipped: it is all that exists with
-        several micro-batches, and all that travels between replicas, so the limit is the same in every layout.
-        """
-        managed = self.optimizer.managed[param]
-        whole, compressed = synchronize.reduce_gradient(self.optimizer, param, grad)
-        clips_compressed = managed.rule.compresses and self.max_norm > 0
-        self._limit(whole, clip=not clips_compressed)
-        self._limit(compressed, managed)
-        limit = self._limit if clips_compressed and compressed is None else None
-        self.optimizer.update_parameter(param, whole, compressed, limit=limit)
-
-    def _add_compressed(self, managed: ManagedParameter, grad: Tensor) -> None:
-        """Add the compressed gradient of a micro-batch; the basis is refreshed from the first one when due."""
-        exchange = self.optimizer.exchange
-        whole = self._here(managed, grad)
-        if managed.refresh_due():
-            summed = whole if exchange.parts == 1 else exchange.sum(grad.clone())
-            if managed.placement.mode == "rows":
-                summed = grad.full_tensor()  # type: ignore[attr-defined]
-            synchronize.refresh(managed, summed, exchange)
-        if whole is None or not managed.initialised:
-            return
-        part = managed.compress(whole)
-        self.sums[managed.param] = self.sums[managed.param] + part if managed.param in self.sums else part
-
-    def _add_to_state(self, managed: ManagedParameter, grad: Tensor, opening: bool) -> None:
-        """Add the gradient of a micro-batch to the rule's accumulator."""
-        self._limit(grad, clip=False)
-        whole = self._here(managed, grad)
-        if whole is None:
-            return
-        values = managed.values()
-        share = 1.0 / self.optimizer.exchange.parts
-        managed.rule.accumulate(precision.widened(whole), values, opening, managed.step == 0, share)
-        managed.write_state(values, 3 + self.arrived[managed.param], only=managed.rule.accumulator)
-
-    def _finish(self, param: Tensor, grad: Tensor | None) -> None:
-        """The update after the last micro-batch of an accumulated parameter."""
-        managed, exchange = self.optimizer.managed[param], self.optimizer.exchange
-        if _adds_to_state(managed):
-            self._finish_in_state(managed)
-        elif managed.rule.compresses:
-            compressed = self.sums.pop(param, None)
-            learned = exchange.sum(grad) if managed.rule.follows_gradient and grad is not None else None
-            self._limit(learned, clip=False)
-            if compressed is not None:
-                exchange.sum(compressed)
-                self._limit(compressed, managed)
-            if managed.placement.mode == "owner":
-                learned = None if learned is None else self._here(managed, learned)
-                if sharding.agree(compressed is not None, managed.placement):
-                    managed.update(learned, compressed)
-            elif compressed is not None:
-                managed.update(learned, compressed)
-
-    def _finish_in_state(self, managed: ManagedParameter) -> None:
-        """Update from the accumulator, once it holds the sum over processes."""
-        name, exchange = str(managed.rule.accumulator), self.optimizer.exchange
-        holds = managed.placement.holds_state
-        if holds and exchange.parts > 1:
-            values = managed.values()
-            exchange.sum(values[name])
-            managed.write_state(values, 2, only=name)
-        ready = True
-        if holds and managed.refresh_due():
-            total = managed.values()[name]
-            whole = sharding.all_rows(total, managed.placement) if managed.placement.mode == "rows" else total
-            ready = managed.refresh_if_due(whole)
-        if managed.placement.mode == "owner" and managed.rule.refreshes and managed.step == 0:
-            sharding.agree_on_refreshes([managed])
-            ready = bool(managed.initialised)
-        if ready:
-            managed.update(None)
-
-    @staticmethod
-    def _here(managed: ManagedParameter, grad: Tensor) -> Tensor | None:
-        """The gradient this process computes with: its rows, or all of them with the owner; None elsewhere."""
-        if managed.placement.mode == "owner":
-            return sharding.gather(sharding.local(grad), managed.param.shape, managed.placement)
-        return sharding.local(grad)
-
-    def _limit(self, grad: Tensor | None, managed: ManagedParameter | None = None, clip: bool = True) -> None:
-        """Take a non-finite gradient as zero and clip to max_norm, in place, without waiting for the device.
-
-        managed: the parameter that a compressed gradient belongs to, which may hold shards of it.
-        """
-        if grad is None:
-            return
-        mine = sharding.local(grad)
-        square = torch.linalg.vector_norm(mine, dtype=torch.float32).square()
-        shards = grad if managed is None or managed.placement.mode != "rows" else managed.param
-        norm = sharding.sum_over_rows(square, shards).sqrt()
-        bad = ~torch.isfinite(norm)
-        mine.masked_fill_(bad, 0.0)
-        self.bad_gradients = bad.long() if self.bad_gradients is None else self.bad_gradients + bad
-        if clip and self.max_norm > 0:
-            mine.mul_((self.max_norm / (norm + 1e-6)).nan_to_num().clamp(max=1.0))
 
 
 _OWNERS = WeakTensorKeyDictionary()

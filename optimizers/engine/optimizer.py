@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-from . import arguments, sharding, state_io
+from . import arguments, placement, state_io, synchronize
 from .diagnostics import Observer
 from .exchange import Alone, Exchange
 from .in_backward import PerLayerUpdates, refuse_second_optimizer
@@ -130,14 +129,14 @@ class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
         if self.layers is not None:
             self.layers.close()
             return loss
-        bad, gathered, batch = self._non_finite(), self._refresh_owned(list(self.managed)), PendingUpdates()
+        bad, gathered = self._non_finite(), synchronize.refresh_owned(self.managed.values())
+        batch = PendingUpdates()
         for group in self.param_groups:
             for param in group["params"]:
                 if param in bad:
                     self.managed[param].warn_of_gradient()
                 elif param.grad is not None or param in self.pending:
-                    compressed = self.pending.pop(param, None)
-                    self.update_parameter(param, param.grad, compressed, batch, gathered=gathered)
+                    self._update(self.managed[param], gathered, batch)
         batch.finish()
         return loss
 
@@ -156,21 +155,22 @@ class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
         if self.trusts_gradients:
             return set()
         moving = [p for p, m in self.managed.items() if m.rule.moves_basis and p.grad is not None]
-        return sharding.non_finite(moving)
+        return placement.non_finite(moving)
 
-    def _refresh_owned(self, params: Iterable[Tensor]) -> dict[Tensor, Tensor | None]:
-        """Refresh what owners compute: all gradients are gathered first, so that owners work at the same time.
-
-        Returns the whole gradients of what was due: with the owner, for the update that follows; elsewhere None.
+    def _update(
+        self, managed: ManagedParameter, gathered: Mapping[Tensor, Tensor | None], batch: PendingUpdates
+    ) -> None:
+        """Update one parameter from its gradient, or from what `synchronize` made of it, perhaps not before the batch
+        is finished; not at all before the rule's first refresh has succeeded. gathered: full gradients that are here.
         """
-        owned = [self.managed[p] for p in params if p.grad is not None and self.managed[p].placement.mode == "owner"]
-        due = [m for m in owned if m.rule.refreshes and (m.step == 0 or m.refresh_due())]
-        whole = {m.param: sharding.gather_gradient(m.param, m.placement) for m in due}
-        for managed in due:
-            if (grad := whole[managed.param]) is not None:
-                managed.refresh_if_due(grad)
-        sharding.agree_on_refreshes(due)
-        return whole
+        managed.check_group()
+        param, compressed = managed.param, self.pending.pop(managed.param, None)
+        own = grad = param.grad
+        if grad is not None:
+            managed.refuse_sparse(grad)
+            own = gathered[param] if param in gathered else managed.assemble(grad)
+        if managed.refreshes.ready:
+            managed.update(own, compressed, batch)
 
     def abandon_update(self) -> None:
         """Close a per-layer update without making it, as far as it has not been made."""
@@ -182,49 +182,6 @@ class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
         """Drop the gradients, those that `synchronize` took from `.grad` too."""
         self.pending.clear()
         super().zero_grad(set_to_none)
-
-    def update_parameter(
-        self,
-        param: Tensor,
-        grad: Tensor | None,
-        compressed: Tensor | None = None,
-        batch: PendingUpdates | None = None,
-        limit: Callable[[Tensor, ManagedParameter], None] | None = None,
-        gathered: Mapping[Tensor, Tensor | None] = MappingProxyType({}),
-    ) -> bool:
-        """Update one parameter from its gradient, or from what `synchronize` made of it; with a batch,
-        perhaps not before the batch is finished.
-
-        limit: compress the gradient, and clip what comes of it with this. gathered: whole gradients that are here.
-        Returns False when the update is put off because the rule's first refresh has not succeeded yet.
-        """
-        managed = self.managed[param]
-        managed.check_group()
-        whole = grad
-        if grad is not None:
-            managed.refuse_sparse(grad)
-            if sharding.is_sharded(grad):
-                whole = gathered[param] if param in gathered else self._assemble(managed, grad)
-            else:
-                managed.refresh_if_due(grad)
-        if managed.rule.refreshes and not managed.initialised:
-            return False
-        if limit is not None and whole is not None:
-            compressed = managed.compress(whole)
-            limit(compressed, managed)
-        managed.update(whole, compressed, batch)
-        return True
-
-    def _assemble(self, managed: ManagedParameter, grad: Tensor) -> Tensor | None:
-        """The gradient this process computes with: its shard, or the whole with the owner; refreshes on the way."""
-        if managed.placement.mode == "rows":
-            if managed.refresh_due():
-                managed.note_refresh(managed.refresh(grad.full_tensor()))  # type: ignore[attr-defined]
-            return sharding.local(grad)
-        refreshed = self._refresh_owned([managed.param])
-        if managed.param in refreshed:
-            return refreshed[managed.param]
-        return sharding.gather_gradient(managed.param, managed.placement)
 
     def observe(self) -> Observer:
         """Collect figures of updates from now on; ask the observer for them."""
@@ -242,7 +199,7 @@ class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
 
     def state_bytes(self) -> int:
         """Bytes of this process's state; on meta tensors, the prediction of the same."""
-        tensors = (sharding.local(t) for state in self.state.values() for t in state.values())
+        tensors = (placement.local(t) for state in self.state.values() for t in state.values())
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def effective_learning_rates(self) -> dict[str, float]:
@@ -257,7 +214,7 @@ class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
         """One line for each (role, shape, rule): how many tensors and their state on this process in MiB."""
         rows: dict[tuple[str, str, str], list[int]] = {}
         for param, managed in self.managed.items():
-            size = sum(sharding.local(t).nbytes for t in self.state[param].values())
+            size = sum(placement.local(t).nbytes for t in self.state[param].values())
             shape = "x".join(map(str, param.shape))
             row = rows.setdefault((role_of(managed.name), shape, type(managed.rule).__name__), [0, 0])
             row[0] += 1

@@ -11,8 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import sharding
-from .sharding import Placement
+from .placement import Owner, Replicated, gather, is_sharded, local
 
 if TYPE_CHECKING:
     from .parameter import ManagedParameter
@@ -20,33 +19,34 @@ if TYPE_CHECKING:
 
 def spread_all(managed: ManagedParameter) -> dict[str, Tensor]:
     """The state of one owned parameter on every process. A collective."""
-    state = managed.state
+    state, place = managed.state, managed.placement
+    assert isinstance(place, Owner)
     spread = {"step": state["step"]}
     for name, (shape, dtype) in managed.layout().items():
         if name != "step":
-            mine = state[name] if managed.placement.holds_state else None
-            spread[name] = _spread(mine, shape, dtype, managed.placement, managed.param.device)
+            mine = state[name] if place.holds_state else None
+            spread[name] = _spread(mine, shape, dtype, place, managed.param.device)
     return spread
 
 
 def write(managed: ManagedParameter, name: str, saved: Tensor) -> None:
     """Copy a saved tensor of the whole shape into the state of a parameter. A collective for owned DTensors."""
     place, target = managed.placement, managed.state[name]
-    if name == "step" or place.mode == "whole":
+    if name == "step" or isinstance(place, Replicated):
         target.copy_(saved)
-    elif place.mode == "owner":
-        whole = sharding.gather(sharding.local(saved), saved.shape, place) if sharding.is_sharded(saved) else saved
+    elif isinstance(place, Owner):
+        whole = gather(local(saved), saved.shape, place) if is_sharded(saved) else saved
         if place.holds_state and whole is not None:
             target.copy_(whole)
-    elif sharding.is_sharded(target) and not sharding.is_sharded(saved):
-        rows = sharding.local(target).shape[0]
-        sharding.local(target).copy_(saved[place.part * rows : (place.part + 1) * rows])
+    elif is_sharded(target) and not is_sharded(saved):
+        rows = local(target).shape[0]
+        local(target).copy_(saved[place.part * rows : (place.part + 1) * rows])
     else:
         target.copy_(saved)
 
 
 def _spread(
-    whole: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, place: Placement, device: torch.device
+    whole: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, place: Owner, device: torch.device
 ) -> Tensor:
     """The owner's tensor as a DTensor of consecutive rows; a 0-D tensor as it is, on every process."""
     if not shape:

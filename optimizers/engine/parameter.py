@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import execution, precision, sharding, state_io
+from . import execution, placement, precision, state_io
 from .execution import Program, UpdateKernel, program, signature
 from .options import EngineOptions
-from .rule import State, StateSpec, UpdateRule
+from .placement import local
+from .precision import Specs
+from .refresh import RefreshState
+from .rule import State, UpdateRule
 
 if TYPE_CHECKING:
     from .diagnostics import Observer
 
-Specs = tuple[tuple[str, StateSpec, str], ...]
 SKIPPED_KEYS = ("params", "param_names", "lr", "base_lr", "initial_lr", "route", "weight_decay")
 
 
@@ -32,7 +34,7 @@ class Shared:
     states: Callable[[], MutableMapping[Tensor, State]]
     warnings: Counter[str] = field(default_factory=Counter)
     observer: Observer | None = None
-    owners: sharding.Owners = field(default_factory=sharding.Owners)
+    owners: placement.Owners = field(default_factory=placement.Owners)
     progress: Callable[[], None] = lambda: None
     """Called after each basis that was computed, which may take long: a sign of life."""
 
@@ -51,10 +53,9 @@ class ManagedParameter:
         if shared.options.execution == "compiled" and not self.rule.compilable:
             shared.warnings[f"{type(self.rule).__name__} with these settings cannot be compiled and runs eagerly"] += 1
         self.specs = self._specs()
-        self.placement = sharding.place(param, self.rule, self.specs, shared.owners, name)
+        self.placement = placement.place(param, self.rule, self.specs, shared.owners, name)
         self._look_at_param()
-        self.initialised: bool | None = None
-        self.refreshed_at = 0
+        self.refreshes = RefreshState(self.rule)
         self._signature = group_signature(group)
         self._kernels: dict[tuple, Callable[..., Any]] = {}
         self._known: list[Callable[[], Tensor | None]] = []
@@ -78,7 +79,7 @@ class ManagedParameter:
         """What follows from the parameter's dtype and device, for as long as it has them."""
         param, shared = self.param, self.shared
         self._kind = (param.dtype, param.device)
-        self.slices = sharding.slices(param.shape, self.rule, self.specs, self.placement, execution.SLICE)
+        self.slices = placement.slices(param.shape, self.rule, self.specs, self.placement, execution.SLICE)
         self.rounds = shared.options.weight_rounding == "stochastic" and param.dtype == torch.bfloat16
         self.draws = self.rounds or any(storage == "bfloat16" for _, _, storage in self.specs)
         if self.draws:
@@ -89,6 +90,7 @@ class ManagedParameter:
         state = self.state
         self._refuse_kind()
         self.rule, self.specs = self.shared.rule_for(self.group, self.param), self._specs()
+        self.refreshes.rule = self.rule
         self._look_at_param()
         self._kernels.clear()
         if self.quantised:
@@ -117,7 +119,7 @@ class ManagedParameter:
         state = {"step": torch.zeros((), dtype=torch.int64)}
         for name, (shape, dtype) in self.layout().items():
             if name != "step" and self.placement.holds_state:
-                state[name] = sharding.allocate(shape, dtype, self.param, self.placement)
+                state[name] = self.placement.allocate(shape, dtype, self.param.device)
             elif name != "step":
                 state[name] = torch.empty(0, dtype=dtype, device=self.param.device)
         return state
@@ -142,32 +144,26 @@ class ManagedParameter:
             state["step"] = torch.tensor(state["step"])
         state_io.check_entry(self, state)
         self._known = [weakref.ref(tensor) for tensor in state.values()]
-        self.forget_refresh()
+        self.refreshes.forget()
 
     def start_on_meta(self) -> None:
         """A fresh state is zero, hence has no basis; on the meta device its values could not say so."""
         if self.quantised:
             precision.prepare_codes(self.param.device, meta=True)
-        self.initialised = False if self.rule.refreshes else None
-
-    def forget_refresh(self) -> None:
-        """Look at the state again before the next update: it may be another one."""
-        self.initialised, self.refreshed_at = None, 0
+        self.refreshes.initialised = False if self.rule.refreshes else None
 
     @property
     def step(self) -> int:
         """Updates made so far."""
         step = int(self.state["step"])
         if step < self._last_step:
-            self.forget_refresh()
+            self.refreshes.forget()
         self._last_step = step
         return step
 
     def stored(self) -> State:
         """This process's storage tensors, without the counter."""
-        if self.placement.mode == "whole":
-            return {k: v for k, v in self.state.items() if k != "step"}
-        return {k: sharding.local(v) for k, v in self.state.items() if k != "step"}
+        return {k: local(v) for k, v in self.state.items() if k != "step"}
 
     @property
     def quantised(self) -> bool:
@@ -202,6 +198,7 @@ class ManagedParameter:
         if now == self._signature:
             return
         self.rule, self._signature = self.shared.rule_for(self.group, self.param), now
+        self.refreshes.rule = self.rule
         self._kernels.clear()
         if self._specs() != self.specs:
             raise ValueError(f"{self.name}: a hyperparameter that shapes the state was changed after construction")
@@ -209,14 +206,33 @@ class ManagedParameter:
     # -- refresh ------------------------------------------------------------------------------------------------
 
     def refresh_due(self) -> bool:
-        """Whether the next update needs a refresh that has not been made yet."""
+        """Whether the next update needs a refresh that has not been made yet; the same on every process."""
         step = self.step  # first: it sees whether the state is another one since
-        if not self.rule.refreshes or self.refreshed_at == step + 1:
+        if not self.rule.refreshes or self.refreshes.tried_for == step + 1:
             return False
-        if self.initialised is None:
-            self.initialised = self.rule.initialised(self.values()) if self.placement.holds_state else step > 0
+        return self._wants_refresh() or (step == 0 and self.placement.state_elsewhere)
+
+    def _wants_refresh(self) -> bool:
+        def ask() -> bool:
+            return self.rule.initialised(self.values()) if self.placement.holds_state else self.step > 0
+
         offset = self.index if self.shared.options.stagger_refresh else 0
-        return not self.initialised or self.rule.refresh_due(step + 1, offset)
+        return self.refreshes.wanted(self.step + 1, offset, ask)
+
+    def try_refresh(self, grad: Tensor | None) -> bool:
+        """Refresh from the full gradient, if it is here and the rule wants it; whether there is a basis now."""
+        return grad is not None and (self.refresh(grad) if self._wants_refresh() else True)
+
+    def refresh_from(self, grad: Tensor | None) -> None:
+        """Refresh from the full gradient, where it is; known to all processes afterwards. A collective of owners."""
+        self.refreshes.note(self.step + 1, self.placement.agree(self.try_refresh(grad)))
+
+    def assemble(self, grad: Tensor) -> Tensor | None:
+        """The gradient that this process computes with; on the way, what is due is refreshed. A collective."""
+        own = self.placement.assemble(grad)
+        if self.refresh_due():
+            self.refresh_from(self.placement.full(own))
+        return own
 
     def refresh(self, grad: Tensor) -> bool:
         """Refresh from the whole gradient, where this process holds the state; True when the state has changed."""
@@ -253,15 +269,10 @@ class ManagedParameter:
             raise ValueError(f"{self.name}: sparse gradients are not supported; use sparse=False in the embedding")
 
     def refresh_if_due(self, grad: Tensor) -> bool:
-        """Refresh when its turn has come; False while it has never succeeded, so that no update can be made."""
+        """Refresh from the full gradient when its turn has come; False while that has never succeeded."""
         if self.refresh_due():
-            self.note_refresh(self.refresh(grad))
-        return not self.rule.refreshes or bool(self.initialised)
-
-    def note_refresh(self, changed: bool) -> None:
-        """Record that the refresh of the next update has been tried."""
-        self.initialised = changed or bool(self.initialised)
-        self.refreshed_at = self.step + 1 if self.initialised else 0
+            self.refresh_from(grad)
+        return self.refreshes.ready
 
     # -- update -------------------------------------------------------------------------------------------------
 
@@ -297,34 +308,20 @@ class ManagedParameter:
         if self.slices > 1 and not self._compiles():
             return self._update_in_slices(step, grad)
         kernel = self._kernel(step == 1, grad, compressed)
-        weight = sharding.local(self.param)
-        if self.placement.mode == "owner":
-            direction = None
-            if self.placement.holds_state:
-                direction = self._direction(kernel, grad, compressed)
-            local = sharding.scatter(direction, weight, self.param.shape, self.placement)
-            kernel.write(weight, local, *self._numbers(step))
-        elif self._compiles():
-            kernel(self._call(grad, compressed))
-        else:
-            kernel(weight, grad, compressed, self.stored(), *self._numbers(step))
+        if self._compiles():
+            return kernel(self._call(grad, compressed))
+        weight, numbers = local(self.param), self._numbers(step)
+        if not self.placement.update(kernel, weight, grad, compressed, self.stored(), *numbers, self.param.shape):
+            self.shared.warnings[f"{self.name}: the SVD failed, this update leaves it alone"] += 1
 
     def _call(self, grad: Tensor | None, compressed: Tensor | None) -> tuple:
         """What a program takes for this parameter's next update."""
-        return sharding.local(self.param), grad, compressed, self.stored(), *self._numbers(self.step + 1)
-
-    def _direction(self, kernel: UpdateKernel, grad: Tensor | None, compressed: Tensor | None) -> Tensor:
-        """The owner's direction; zero where a decomposition failed, because the others wait for one."""
-        try:
-            return kernel.direction(grad, compressed, self.stored(), *self._numbers(self.step + 1))
-        except torch.linalg.LinAlgError:
-            self.shared.warnings[f"{self.name}: the SVD failed, this update leaves it alone"] += 1
-            return precision.widened(torch.zeros(self.param.shape, dtype=self.param.dtype, device=self.param.device))
+        return local(self.param), grad, compressed, self.stored(), *self._numbers(self.step + 1)
 
     def _update_in_slices(self, step: int, grad: Tensor | None) -> None:
         """The eager update of a large tensor, some rows after others: float32 temporaries have the size of a slice."""
         values, seed = self._numbers(step)
-        weight, stored = sharding.local(self.param), self.stored()
+        weight, stored = local(self.param), self.stored()
 
         def rows(tensor: Tensor, number: int) -> Tensor:
             return tensor.chunk(self.slices)[number] if tensor.ndim else tensor
@@ -335,7 +332,7 @@ class ManagedParameter:
             kernel(rows(weight, number), None if grad is None else rows(grad, number), None, part, values, seed)
 
     def _compiles(self) -> bool:
-        return self.shared.options.execution == "compiled" and self.rule.compilable and self.placement.mode != "owner"
+        return self.shared.options.execution == "compiled" and self.rule.compilable and self.placement.compiles
 
     def _numbers(self, step: int) -> tuple[dict[str, float], int]:
         """The numbers of one update and its seed."""
@@ -348,11 +345,11 @@ class ManagedParameter:
     def _kernel(self, first: bool, grad: Tensor | None, compressed: Tensor | None, number: int | None = None) -> Any:
         """The kernel of the whole, or of one of the slices."""
         decays = self.group["weight_decay"] != 0.0
-        weight = sharding.local(self.param)
+        weight = local(self.param)
         key = (first, decays, number, weight.stride(), _layout(grad), _layout(compressed))
         if key not in self._kernels:
             place = self.placement
-            first_row, part = place.first_row(self.param.shape), place.state_part
+            first_row, part = placement.first_row(place.part, place.parts, self.param.shape), place.state_part
             if number is not None:
                 part = place.part * self.slices + number
                 first_row = part * (weight.shape[0] // self.slices)

@@ -24,6 +24,8 @@ SMALL_SHARE = 1 / 16
 """Nor do vectors of at most this share of their weight's elements: a second moment for each row or block. Moments of a
 low rank are matrices, and follow the option at any rank."""
 
+Specs = tuple[tuple[str, StateSpec, str], ...]
+"""(name, description, storage format) of each state tensor of a parameter."""
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 Seed = int | Tensor
 """A 30-bit number, or what `words` makes of it as an int32 tensor of 2."""

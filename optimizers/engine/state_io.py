@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import owned_state, sharding
+from . import owned_state
+from .placement import Owner, Replicated, is_sharded
 from .roles import plain_names
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def complete(optimizer: EngineOptimizer, state_dict: dict[str, Any]) -> dict[str
     params = [p for group in optimizer.param_groups for p in group["params"]]
     for index, param in enumerate(params):
         managed = optimizer.managed[param]
-        if managed.placement.mode == "owner":
+        if isinstance(managed.placement, Owner):
             state_dict["state"][index] = owned_state.spread_all(managed)
     return state_dict
 
@@ -96,7 +97,7 @@ def load_state_dict(optimizer: EngineOptimizer, state_dict: dict[str, Any]) -> N
         managed = optimizer.managed[param]
         for name, tensor in tensors.items():
             owned_state.write(managed, name, tensor)
-        managed.forget_refresh()
+        managed.refreshes.forget()
 
 
 def _plan(optimizer: EngineOptimizer, state_dict: Mapping[str, Any]) -> Plan:
@@ -171,10 +172,10 @@ def _entry(managed: ManagedParameter, saved: Any) -> dict[str, Tensor] | None:
     tensors = dict(saved or {})
     if not managed.placement.holds_state:
         # Only what all processes take part in is asked of those that hold no state.
-        return {k: t for k, t in tensors.items() if k == "step" or (isinstance(t, Tensor) and sharding.is_sharded(t))}
+        return {k: t for k, t in tensors.items() if k == "step" or (isinstance(t, Tensor) and is_sharded(t))}
     check_entry(managed, tensors)
     for key, tensor in tensors.items():
-        if sharding.is_sharded(tensor) and managed.placement.mode == "whole":
+        if is_sharded(tensor) and isinstance(managed.placement, Replicated):
             raise ValueError(
                 f"{managed.name}: {key} of the saved state is sharded and the parameter is not; load a state that was "
                 "saved with full_state_dict=True"
@@ -187,8 +188,8 @@ def _agree(optimizer: EngineOptimizer, plan: Plan | None, problem: str | None) -
     groups = {id(m.placement.group): m.placement.group for m in optimizer.managed.values() if m.placement.parts > 1}
     together = None
     if plan is not None:
-        owned = {p: t for p, t in plan.tensors.items() if optimizer.managed[p].placement.mode == "owner"}
-        together = [(optimizer.managed[p].name, k) for p, t in owned.items() for k in t if sharding.is_sharded(t[k])]
+        owned = {p: t for p, t in plan.tensors.items() if isinstance(optimizer.managed[p].placement, Owner)}
+        together = [(optimizer.managed[p].name, k) for p, t in owned.items() for k in t if is_sharded(t[k])]
     for group in groups.values():
         said: list[Any] = [None] * dist.get_world_size(group)
         dist.all_gather_object(said, (problem, together), group=group)

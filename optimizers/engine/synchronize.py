@@ -1,7 +1,7 @@
 """Replicated parameters: what travels between processes, once per update.
 
 The gradient of a projected method travels projected (r x n instead of m x n; exact, because projection is linear),
-except where the whole gradient is needed: before a refresh, and for bases that learn at every update. A refreshed
+except where the full gradient is needed: before a refresh, and for bases that learn at every update. A refreshed
 basis is computed by one process, its owner, and broadcast."""
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping, MutableMapping
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from . import sharding
+from . import placement
 from .exchange import Exchange
 
 if TYPE_CHECKING:
-    from .optimizer import EngineOptimizer
     from .parameter import ManagedParameter
 
 BUCKET_ELEMENTS = 25_000_000
@@ -47,7 +47,7 @@ def with_gradient(params: Iterable[Tensor], exchange: Exchange) -> list[Tensor]:
 def sum_gradients(params: Iterable[Tensor], exchange: Exchange) -> None:
     """Sum gradients over processes; those that are sharded were summed in the backward pass."""
     gradients = [p.grad for p in with_gradient(params, exchange) if p.grad is not None]
-    _sum_in_buckets([g for g in gradients if not sharding.is_sharded(g)], exchange)
+    _sum_in_buckets([g for g in gradients if not placement.is_sharded(g)], exchange)
 
 
 def sum_managed(
@@ -68,69 +68,85 @@ def sum_managed(
             pending[param] = managed[param].compress(param.grad)
             param.grad = None
             travelling.append(pending[param])
-        elif not sharding.is_sharded(param.grad):
+        elif not placement.is_sharded(param.grad):
             travelling.append(param.grad)
     _sum_in_buckets(travelling, exchange)
-    refresh_replicas([managed[p] for p in params if p.grad is not None and managed[p].refresh_due()], exchange)
+    left = [(managed[p], p.grad) for p in params if p.grad is not None]
+    refresh_replicas([(m, grad) for m, grad in left if m.refresh_due()], exchange)
 
 
 def travels_compressed(managed: ManagedParameter) -> bool:
-    """Whether the next update of a replicated parameter can do without the whole gradient."""
+    """Whether the next update of a replicated parameter can do without the full gradient."""
     rule = managed.rule
-    return (
-        rule.compresses
-        and not rule.follows_gradient
-        and managed.placement.mode == "whole"
-        and not managed.refresh_due()
-    )
+    sharded = placement.is_sharded(managed.param)
+    return rule.compresses and not rule.follows_gradient and not sharded and not managed.refresh_due()
 
 
-def reduce_gradient(optimizer: EngineOptimizer, param: Tensor, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Sum one parameter's gradient over the processes: (whole, None), or (None, compressed) where that is enough."""
-    managed, exchange = optimizer.managed[param], optimizer.exchange
+def arrive(managed: ManagedParameter, grad: Tensor, exchange: Exchange) -> tuple[Tensor | None, Tensor | None]:
+    """One parameter's gradient, summed over the processes, what is due refreshed: (what this process computes with,
+    None), or (None, its compressed form) where that is enough. A collective."""
     if exchange.parts == 1:
-        return grad, None
-    managed.check_group()
+        return managed.assemble(grad), None
     if travels_compressed(managed):
         return None, exchange.sum(managed.compress(grad))
     exchange.sum(grad)
     if managed.refresh_due():
-        refresh(managed, grad, exchange)
+        refresh_replicas([(managed, grad)], exchange, owners=[managed.index % exchange.parts])
     return grad, None
 
 
-def refresh(managed: ManagedParameter, grad: Tensor | None, exchange: Exchange) -> None:
-    """Refresh a due parameter from the summed gradient: computed by its owner, known to all."""
-    if sharding.is_sharded(managed.param):
-        if grad is not None:
-            managed.refresh_if_due(grad)
-        # The others note it too: whether a refresh is due must be the same everywhere, for the next micro-batch.
-        sharding.agree_on_refreshes([managed])
-        return
-    assert grad is not None
-    owner = managed.index % exchange.parts
-    changed = exchange.is_me(owner) and managed.refresh(grad)
-    _share_refreshes([(managed, owner, changed)], exchange)
+def arrive_in_part(managed: ManagedParameter, grad: Tensor, exchange: Exchange) -> Tensor | None:
+    """The gradient of one of several micro-batches, from which what is due is refreshed; summed for that alone."""
+    if exchange.parts == 1:
+        return managed.assemble(grad)
+    if managed.refresh_due():
+        summed = exchange.sum(grad.clone())
+        refresh_replicas([(managed, summed)], exchange, owners=[managed.index % exchange.parts])
+    return grad
 
 
-def refresh_replicas(due: list[ManagedParameter], exchange: Exchange) -> None:
-    """Refresh from the summed gradients in `.grad`: every owner computes all that it has to, then all is sent."""
-    owners = sharding.deal([m.param.shape for m in due], exchange.parts)
-    tried = []
-    for managed, owner in zip(due, owners, strict=True):
-        assert managed.param.grad is not None
-        tried.append((managed, owner, exchange.is_me(owner) and managed.refresh(managed.param.grad)))
-    _share_refreshes(tried, exchange)
-
-
-def _share_refreshes(tried: list[tuple[ManagedParameter, int, bool]], exchange: Exchange) -> None:
-    if not tried:
-        return
-    for (managed, owner, _), changed in zip(tried, exchange.any([c for _, _, c in tried]), strict=True):
-        if changed and exchange.parts > 1:
+def refresh_replicas(
+    due: list[tuple[ManagedParameter, Tensor]], exchange: Exchange, owners: list[int] | None = None
+) -> None:
+    """Refresh from summed gradients: every owner computes all that it has to, then all is sent. A collective."""
+    owners = owners or placement.deal([m.param.shape for m, _ in due], exchange.parts)
+    tried = [exchange.is_me(own) and m.refresh(grad) for (m, grad), own in zip(due, owners, strict=True)]
+    changed = exchange.any(tried) if due else []
+    for (managed, _), owner, new in zip(due, owners, changed, strict=True):
+        if new and exchange.parts > 1:
             for tensor in managed.stored().values():
                 exchange.broadcast(tensor, owner)
-        managed.note_refresh(changed)
+        managed.refreshes.note(managed.step + 1, new)
+
+
+def refresh_owned(parameters: Iterable[ManagedParameter]) -> dict[Tensor, Tensor | None]:
+    """Refresh what owners of shards compute: all gradients are gathered first, so that owners work at the same time.
+
+    Returns the full gradients of what was due: with the owner, for the update that follows; elsewhere None. A
+    collective.
+    """
+    owned = [(m, m.param.grad) for m in parameters if m.placement.state_elsewhere]
+    due = [(m, grad) for m, grad in owned if grad is not None and m.refresh_due()]
+    gathered = {m.param: m.placement.assemble(grad) for m, grad in due}
+    tried = [m.try_refresh(gathered[m.param]) for m, _ in due]
+    for (managed, _), succeeded in zip(due, _from_owners([m for m, _ in due], tried), strict=True):
+        managed.refreshes.note(managed.step + 1, succeeded)
+    return gathered
+
+
+def _from_owners(parameters: list[ManagedParameter], found: list[bool]) -> list[bool]:
+    """What the owners of these parameters have found, on every process, in one message for each process group."""
+    result = list(found)
+    groups: dict[int, list[int]] = {}
+    for number, managed in enumerate(parameters):
+        groups.setdefault(id(managed.placement.group), []).append(number)
+    for numbers in groups.values():
+        place = parameters[numbers[0]].placement
+        flags = torch.tensor([int(found[n]) for n in numbers], device=place.mesh.device_type)
+        dist.all_reduce(flags, group=place.group)
+        for number, flag in zip(numbers, flags.tolist(), strict=True):
+            result[number] = flag > 0
+    return result
 
 
 def _sum_in_buckets(tensors: list[Tensor], exchange: Exchange) -> None:

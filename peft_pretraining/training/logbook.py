@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from loguru import logger
 
-from optimizers.engine.sharding import local
+from optimizers.engine.placement import local
 from peft_pretraining.atomic_write import write_atomically
 from peft_pretraining.errors import UsageError
 from peft_pretraining.run_folder.layout import LOSS_CURVE, METRICS, SUMMARY, folder_of

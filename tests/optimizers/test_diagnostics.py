@@ -99,7 +99,7 @@ def test_projections_are_judged_by_the_basis_that_was_used(method: str) -> None:
         for name, gradient in trained.gradients.items():
             after, sides = trained.basis(name), trained.sides(name)
             # A refreshed basis is used at once; Online Subspace Descent's learns after its use, and not from the first.
-            refreshed = trained.optimizer.managed[trained.names[name]].refreshed_at == number + 1
+            refreshed = trained.optimizer.managed[trained.names[name]].refreshes.tried_for == number + 1
             used = after if method == "ldadamw" or refreshed else before[name]
             seen = gradient.double().numpy()
             for key, basis in used.items():

@@ -84,10 +84,10 @@ def test_accumulation_of_a_projected_method_keeps_projections_and_the_unprojecte
     backward(net, first)
     projected = {p for p, m in optimizer.managed.items() if m.rule.compresses}
     assert all((p.grad is None) == (p in projected) for p in net.parameters())
-    assert set(optimizer.layers.sums) == projected
-    assert all(s.numel() == 8 * max(p.shape) for p, s in optimizer.layers.sums.items())
+    assert set(optimizer.layers.compressed.sums) == projected
+    assert all(s.numel() == 8 * max(p.shape) for p, s in optimizer.layers.compressed.sums.items())
     backward(net, second)
-    assert not optimizer.layers.sums and all(p.grad is None for p in net.parameters())
+    assert not optimizer.layers.compressed.sums and all(p.grad is None for p in net.parameters())
 
 
 def test_the_per_layer_name_builds_the_optimizer_it_names() -> None:
@@ -131,7 +131,7 @@ def test_an_abandoned_update_changes_nothing_that_is_not_accumulated_in_the_stat
     optimizer.abandon_update()
     after = [*net.parameters(), *(t for s in optimizer.state.values() for t in s.values())]
     assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
-    assert all(p.grad is None for p in net.parameters()) and not optimizer.layers.sums
+    assert all(p.grad is None for p in net.parameters()) and not optimizer.layers.compressed.sums
 
 
 def test_parameters_without_every_micro_batch_are_updated_with_what_came() -> None:

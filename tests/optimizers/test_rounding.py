@@ -6,7 +6,7 @@ from torch import nn
 
 from optimizers.baselines import EngineSGD
 from optimizers.engine import precision
-from optimizers.engine.sharding import Placement
+from optimizers.engine.placement import first_row
 
 WAYS = {"cpu": precision._power_on_cpu, "bits": precision._power}
 """How the power of two below a number is found: in float arithmetic on a CPU, from its bits elsewhere."""
@@ -115,7 +115,7 @@ def test_shards_round_as_the_whole(shape: tuple[int, ...]) -> None:
     """Of any number of rows: the last shard may have fewer than the others."""
     whole = torch.randn(shape)
     parts = [
-        precision.round_stochastically(rows, 5, Placement("owner", part, 4).first_row(torch.Size(shape)), 2)
+        precision.round_stochastically(rows, 5, first_row(part, 4, torch.Size(shape)), 2)
         for part, rows in enumerate(whole.chunk(4))
     ]
     torch.testing.assert_close(torch.cat(parts), precision.round_stochastically(whole, 5, 0, 2), rtol=0, atol=0)
