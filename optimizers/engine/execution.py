@@ -177,8 +177,10 @@ def _options(on_cpu: bool) -> dict[str, Any]:
     options["realize_reads_threshold"] = 16
     options["score_fusion_memory_threshold"] = 4096  # tensors that share only a step's few numbers stay apart
     if on_cpu:
-        from .row_loops import KeepRowLoops  # imports the compiler, which takes a second
-
+        try:
+            from .row_loops import KeepRowLoops  # imports the compiler, which takes a second
+        except ImportError:  # torch 2.11 has no such passes: some updates read a gradient twice
+            return options
         options["_post_fusion_custom_pass"] = KeepRowLoops()
     return options
 

@@ -99,7 +99,9 @@ def build_model(config: ModelConfig, device: torch.device | str, seed: int) -> P
     # embedding.
     llama.model.embed_tokens.padding_idx = None
     if config.activation_checkpointing:
-        llama.activation_checkpointing_enable({"use_reentrant": False})
+        # transformers before 5.18 or so has the older name only, of which newer ones warn
+        enable = getattr(llama, "activation_checkpointing_enable", None) or llama.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     model = PretrainingLlama(llama, plain=config.use_hf_model, compiled=config.compile_model)
     if torch.device(device).type != "meta":
         initialise(model, torch.device(device), seed, config.init_from)
