@@ -73,8 +73,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _scaled(tensor: Tensor, factor: Tensor, dtype: torch.dtype, narrow: bool) -> Tensor:
     """The product in fp32, in parts, because it makes an fp32 copy before it casts.
 
-    narrow: the numbers have the 8 bits of bf16. 1/255 of such a number is nearly always rounded up, which made
-    the body's gradients 0.4% too large with 255 * 2^k tokens; they are rounded stochastically. fp32 sums have bits enough.
+    narrow: the numbers have the 8 bits of bf16. 1/255 of such a number is nearly always rounded up, which made the
+    body's gradients 0.4% too large with 255 * 2^k tokens; so it is rounded stochastically.
     """
     scaled = torch.empty_like(tensor, dtype=dtype)
     for part, target in zip(tensor.split(_SCALED_ROWS), scaled.split(_SCALED_ROWS), strict=True):
