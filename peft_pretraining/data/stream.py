@@ -128,6 +128,21 @@ class TrainingData:
             found = survey(self._config, self._corpus, self._encoder)
             if found is not None:
                 found.report(self._config)
+            else:
+                self._report_first_rows()
+
+    def _report_first_rows(self) -> None:
+        """What is known of a streamed corpus without downloading it."""
+        lengths = [length for parcel in self._ahead if parcel.rows for length in parcel.rows.lengths.tolist()]
+        padding = 1 - sum(lengths) / (len(lengths) * self._config.max_length)
+        logger.info(
+            "{}: {:,} files, streamed; the first {:,} rows of {} tokens: {:.0%} padding",
+            self._config.dataset,
+            len(self._corpus.train),
+            len(lengths),
+            self._config.max_length,
+            padding,
+        )
 
     def _read(self) -> list[Parcel]:
         if self._parcels is None:

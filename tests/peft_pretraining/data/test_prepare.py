@@ -93,6 +93,17 @@ def test_documents_tokens_and_padding_are_counted(tmp_path: Path, tokenizer: str
     assert not any("padding" in line for line in log)
 
 
+def test_a_streamed_corpus_is_described_by_its_first_rows(
+    c4: str, tokenizer: str, log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(survey, "survey", lambda *_: None)
+    data = open_data(dataset=c4, tokenizer=tokenizer, max_length=128)
+    data.prepare()
+    lengths = next(data).micro_batches
+    padding = 1 - sum(int(batch.lengths.sum()) for batch in lengths) / (8 * 128)
+    assert f"6 files, streamed; the first 8 rows of 128 tokens: {padding:.0%} padding" in "\n".join(log)
+
+
 @pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".parquet"])
 def test_large_files_are_estimated(
     tmp_path: Path, tokenizer: str, ending: str, monkeypatch: pytest.MonkeyPatch

@@ -137,3 +137,14 @@ def test_skipped_batches_are_passed_over_also_after_a_resume(flags: dict[str, An
     seen += run.digests(4)
     assert seen == [uninterrupted[number - 1] for number in (1, 4, 5, 7, 8)]
     assert run.state()["drawn"] == 8
+
+
+def test_a_position_of_an_older_version_is_refused_or_means_the_same(c4: str, tokenizer: str) -> None:
+    flags: dict[str, Any] = {"dataset": c4, "tokenizer": tokenizer}
+    older = {**Ranks(lanes=8, **flags).state(), "version": 1}
+    with pytest.raises(UsageError, match="format 1, this version reads 2: documents come in another order"):
+        Ranks(state=older, lanes=8, **flags)
+    alone = Ranks(lanes=1, **flags)  # a lane alone reads every shard whole, as before
+    seen = alone.digests(3)
+    older = {**alone.state(), "version": 1}
+    assert seen + Ranks(state=older, lanes=1, **flags).digests(2) == Ranks(lanes=1, **flags).digests(5)
