@@ -11,16 +11,13 @@ With several micro-batches an update must not need the full gradient at its end:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from . import precision, synchronize
 from .exchange import Exchange
-
-if TYPE_CHECKING:
-    from .parameter import ManagedParameter
+from .parameter import ManagedParameter
 
 
 class GradientLimit:

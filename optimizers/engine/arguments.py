@@ -5,18 +5,24 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 from .options import EngineOptions
-from .settings import near
-
-if TYPE_CHECKING:
-    from .optimizer import EngineOptimizer
+from .settings import Settings, near
 
 _OF_GROUPS = ("params", "param_names", "lr", "initial_lr", "base_lr", "route", "name", "lr_scale")
 
 
-def signature(kind: type[EngineOptimizer[Any]]) -> inspect.Signature:
+class Configured:
+    """Base of classes whose arguments a settings class declares."""
+
+    settings: ClassVar[type[Settings]] = Settings
+    """The settings class, from the class's base."""
+    presets: ClassVar[Mapping[str, Any]] = {}
+    """Options that the class has where they are not given."""
+
+
+def signature(kind: type[Configured]) -> inspect.Signature:
     """(params, lr, keys of the settings..., *, what the class itself takes by keyword, options of the engine)."""
     positional, named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     own = {"lr": kind.settings.default_lr, **kind.settings.group_defaults()}
@@ -32,7 +38,7 @@ def signature(kind: type[EngineOptimizer[Any]]) -> inspect.Signature:
 
 
 def sort(
-    kind: type[EngineOptimizer[Any]], values: Sequence[Any], keywords: Mapping[str, Any]
+    kind: type[Configured], values: Sequence[Any], keywords: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The arguments of a class as defaults of its groups and options of the engine.
 
@@ -57,7 +63,7 @@ def sort(
     return {**defaults, **given}, options
 
 
-def check_group(kind: type[EngineOptimizer[Any]], group: Mapping[str, Any]) -> None:
+def check_group(kind: type[Configured], group: Mapping[str, Any]) -> None:
     """Raise ValueError for a value out of range, or a key that nothing reads."""
     if not float(group["lr"]) >= 0.0:
         raise ValueError(f"lr={group['lr']!r}: it must not be negative")

@@ -14,15 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from .parameter import ManagedParameter
 from .rule import Bases, Side
-
-if TYPE_CHECKING:
-    from .parameter import ManagedParameter
 
 
 def rms(tensor: Tensor) -> Tensor:

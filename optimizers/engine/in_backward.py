@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,19 +16,15 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .accumulation import Accumulation, Compressed, GradientLimit, InGradient, InState, adds_to_state
-from .combined import CombinedOptimizer
 from .exchange import Alone
+from .parameter import Host, ManagedParameter
 from .placement import is_sharded
-
-if TYPE_CHECKING:
-    from .optimizer import EngineOptimizer
-    from .parameter import ManagedParameter
 
 
 class PerLayerUpdates:
     """The hooks of one optimizer, and what they have collected of the update under way."""
 
-    def __init__(self, optimizer: EngineOptimizer) -> None:
+    def __init__(self, optimizer: Host) -> None:
         self.optimizer = optimizer
         self.micro_batches = 1
         self.announced = False
@@ -183,9 +179,9 @@ def _owner(param: Tensor) -> PerLayerUpdates | None:
     return _OWNERS[param]() if param in _OWNERS else None
 
 
-def refuse_second_optimizer(param: Tensor, name: str, own: Sequence[torch.optim.Optimizer] = ()) -> None:
-    """Raise ValueError when an optimizer, other than `own`, takes this parameter's gradient in the backward pass."""
-    if (owner := _owner(param)) is None or owner.optimizer in own:
+def refuse_second_optimizer(param: Tensor, name: str, own: object = None) -> None:
+    """Raise ValueError when an optimizer other than `own` takes this parameter's gradient in the backward pass."""
+    if (owner := _owner(param)) is None or owner.optimizer is own:
         return
     del owner
     gc.collect()  # an optimizer and its hooks refer to one another, so a deleted one may still be there
@@ -200,10 +196,9 @@ def refuse_second_optimizer(param: Tensor, name: str, own: Sequence[torch.optim.
 def _refuse_foreign_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     """Before every step of any optimizer: a library's can only be asked here."""
     if _OWNERS:
-        own = optimizer.parts if isinstance(optimizer, CombinedOptimizer) else [optimizer]
         for group in optimizer.param_groups:
             for number, param in enumerate(group["params"]):
-                refuse_second_optimizer(param, f"{type(optimizer).__name__}, parameter {number} of a group", own)
+                refuse_second_optimizer(param, f"{type(optimizer).__name__}, parameter {number} of a group", optimizer)
 
 
 register_optimizer_step_pre_hook(_refuse_foreign_step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, Generic, TypeVar, get_args
+from typing import Any, Generic, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from .settings import Settings
 S = TypeVar("S", bound=Settings)
 
 
-class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
+class EngineOptimizer(torch.optim.Optimizer, arguments.Configured, Generic[S]):
     """Base of the public classes: `class Mine(EngineOptimizer[MySettings])` says which rule a parameter gets.
 
     params: tensors, (name, tensor) pairs or groups, as in torch.optim. The keys of the settings class and the fields
@@ -33,11 +33,6 @@ class EngineOptimizer(torch.optim.Optimizer, Generic[S]):
 
     Raises ValueError for a hyperparameter out of range, or a group that is not one of this method's.
     """
-
-    settings: ClassVar[type[Settings]] = Settings
-    """The settings class, from the class's base."""
-    presets: ClassVar[Mapping[str, Any]] = {}
-    """Options that the class has where they are not given."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -5,16 +5,12 @@ Between updates the owner alone has it. A state dict must have the same tensors 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .parameter import ManagedParameter
 from .placement import Owner, Replicated, gather, is_sharded, local
-
-if TYPE_CHECKING:
-    from .parameter import ManagedParameter
 
 
 def spread_all(managed: ManagedParameter) -> dict[str, Tensor]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from . import execution, placement, precision, state_io
+from . import execution, placement, precision
+from .exchange import Exchange
 from .execution import Program, UpdateKernel, program, signature
 from .options import EngineOptions
 from .placement import local
@@ -19,10 +21,15 @@ from .precision import Specs
 from .refresh import RefreshState
 from .rule import State, UpdateRule
 
-if TYPE_CHECKING:
-    from .diagnostics import Observer
-
 SKIPPED_KEYS = ("params", "param_names", "lr", "base_lr", "initial_lr", "route", "weight_decay")
+
+
+class Watcher(Protocol):
+    """What looks at updates while they are made; see `diagnostics.Observer`."""
+
+    def looks_at(self, managed: ManagedParameter) -> bool: ...
+
+    def watching(self, managed: ManagedParameter, grad: Tensor | None) -> AbstractContextManager[None]: ...
 
 
 @dataclass
@@ -33,7 +40,7 @@ class Shared:
     rule_for: Callable[[dict[str, Any], Tensor], UpdateRule]
     states: Callable[[], MutableMapping[Tensor, State]]
     warnings: Counter[str] = field(default_factory=Counter)
-    observer: Observer | None = None
+    observer: Watcher | None = None
     owners: placement.Owners = field(default_factory=placement.Owners)
     progress: Callable[[], None] = lambda: None
     """Called after each basis that was computed, which may take long: a sign of life."""
@@ -106,9 +113,9 @@ class ManagedParameter:
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from error
 
-    def layout(self) -> state_io.Layout:
+    def layout(self) -> precision.Layout:
         """Shape and dtype of every stored tensor of the whole parameter, by name."""
-        layout: state_io.Layout = {"step": ((), torch.int64)}
+        layout: precision.Layout = {"step": ((), torch.int64)}
         for name, spec, storage in self.specs:
             layout |= precision.layout(name, spec, storage)
         return layout
@@ -142,9 +149,16 @@ class ManagedParameter:
             state.update(self._allocate())
         elif isinstance(state.get("step"), int):
             state["step"] = torch.tensor(state["step"])
-        state_io.check_entry(self, state)
+        self.check(state)
         self._known = [weakref.ref(tensor) for tensor in state.values()]
         self.refreshes.forget()
+
+    def check(self, tensors: Mapping[str, Any]) -> None:
+        """Raise ValueError when these are not the state tensors of this parameter on this process."""
+        layout = self.layout()
+        if not self.placement.holds_state:
+            layout = {key: (shape if key == "step" else (0,), dtype) for key, (shape, dtype) in layout.items()}
+        precision.check_fits(self.name, layout, tensors)
 
     def start_on_meta(self) -> None:
         """A fresh state is zero, hence has no basis; on the meta device its values could not say so."""
@@ -413,3 +427,14 @@ def group_signature(group: dict[str, Any]) -> tuple:
     """The hyperparameters of a group that its rules depend on, hashable."""
     items = ((k, v) for k, v in group.items() if k not in SKIPPED_KEYS)
     return tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in items)
+
+
+class Host(Protocol):
+    """What the parts of the engine need of the optimizer that they work for."""
+
+    param_groups: list[dict[str, Any]]
+    managed: dict[Tensor, ManagedParameter]
+    exchange: Exchange
+
+    @property
+    def warnings(self) -> Counter[str]: ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,6 +63,24 @@ def layout(name: str, spec: StateSpec, storage: str) -> Layout:
         blocks = -(-torch.Size(spec.shape).numel() // BLOCK)
         return {name: (spec.shape, torch.uint8), f"{name}_absmax": ((blocks,), torch.float32)}
     return {name: (spec.shape, getattr(torch, storage))}
+
+
+def check_fits(name: str, layout: Layout, tensors: Mapping[str, Any]) -> None:
+    """Raise ValueError when the state tensors of a parameter of this name do not fit its layout."""
+    missing, unknown = sorted(set(layout) - set(tensors)), sorted(set(tensors) - set(layout))
+    if missing or unknown:
+        raise ValueError(
+            f"{name}: this state is of another method or format (missing {missing or 'nothing'}, "
+            f"not known here {unknown or 'nothing'})"
+        )
+    for key, value in tensors.items():
+        shape, dtype = layout[key]
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name}: {key} of the state is a {type(value).__name__}, not a tensor")
+        if tuple(value.shape) != shape or value.dtype != dtype:
+            raise ValueError(
+                f"{name}: {key} of the state is {value.dtype} {tuple(value.shape)}, here it is {dtype} {shape}"
+            )
 
 
 _CODES: dict[tuple[bool, torch.device], Tensor] = {}

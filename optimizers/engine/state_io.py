@@ -5,53 +5,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from . import owned_state
+from .parameter import Host, ManagedParameter
 from .placement import Owner, Replicated, is_sharded
 from .roles import plain_names
 
-if TYPE_CHECKING:
-    from .optimizer import EngineOptimizer
-    from .parameter import ManagedParameter
-
 Group = dict[str, Any]
-Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 OF_SCHEDULERS = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr", "lr_scale", "name")
 """Keys that learning-rate schedulers and their users write into groups."""
 OWN_OF_A_GROUP = ("params", "param_names", "route")
 """Keys that stay those of the optimizer that loads."""
 
 
-def check_entry(managed: ManagedParameter, tensors: Mapping[str, Any]) -> None:
-    """Raise ValueError when the state tensors of a parameter do not fit its rule."""
-    layout = managed.layout()
-    if not managed.placement.holds_state:
-        layout = {key: (shape if key == "step" else (0,), dtype) for key, (shape, dtype) in layout.items()}
-    missing, unknown = sorted(set(layout) - set(tensors)), sorted(set(tensors) - set(layout))
-    if missing or unknown:
-        raise ValueError(
-            f"{managed.name}: this state is of another method or format (missing {missing or 'nothing'}, "
-            f"not known here {unknown or 'nothing'})"
-        )
-    for key, value in tensors.items():
-        shape, dtype = layout[key]
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{managed.name}: {key} of the state is a {type(value).__name__}, not a tensor")
-        if tuple(value.shape) != shape or value.dtype != dtype:
-            raise ValueError(
-                f"{managed.name}: {key} of the state is {value.dtype} {tuple(value.shape)}, here it is {dtype} {shape}"
-            )
-
-
 # -- saving -------------------------------------------------------------------------------------------------------
 
 
-def complete(optimizer: EngineOptimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+def complete(optimizer: Host, state_dict: dict[str, Any]) -> dict[str, Any]:
     """The state dict with what single owners hold, as DTensors sharded by rows. A collective where there are owners."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     for index, param in enumerate(params):
@@ -73,7 +47,7 @@ class Plan:
     filled: list[str]
 
 
-def load_state_dict(optimizer: EngineOptimizer, state_dict: dict[str, Any]) -> None:
+def load_state_dict(optimizer: Host, state_dict: dict[str, Any]) -> None:
     """Copy a saved state into the allocated one.
 
     Parameters are matched by name where both sides have names, else by their order. Raises ValueError naming the
@@ -100,7 +74,7 @@ def load_state_dict(optimizer: EngineOptimizer, state_dict: dict[str, Any]) -> N
         managed.refreshes.forget()
 
 
-def _plan(optimizer: EngineOptimizer, state_dict: Mapping[str, Any]) -> Plan:
+def _plan(optimizer: Host, state_dict: Mapping[str, Any]) -> Plan:
     """Everything that is to be written, checked. Raises ValueError."""
     if not {"state", "param_groups"} <= set(state_dict):
         raise ValueError(f"this is no optimizer state: it has {', '.join(map(str, state_dict)) or 'nothing'}")
@@ -116,7 +90,7 @@ def _plan(optimizer: EngineOptimizer, state_dict: Mapping[str, Any]) -> Plan:
     return Plan(groups, {p: entry for p, entry in tensors.items() if entry is not None}, sorted(filled))
 
 
-def _matched(optimizer: EngineOptimizer, saved: list[Group]) -> dict[Tensor, Any]:
+def _matched(optimizer: Host, saved: list[Group]) -> dict[Tensor, Any]:
     """The saved id of each parameter."""
     ours = [p for group in optimizer.param_groups for p in group["params"]]
     theirs = [i for group in saved for i in group["params"]]
@@ -139,7 +113,7 @@ def _matched(optimizer: EngineOptimizer, saved: list[Group]) -> dict[Tensor, Any
     return dict(zip(ours, theirs, strict=True))
 
 
-def _group_values(optimizer: EngineOptimizer, group: Group, saved: list[Group]) -> Group:
+def _group_values(optimizer: Host, group: Group, saved: list[Group]) -> Group:
     """The values that a group takes from the saved groups of its parameters."""
     if not saved:
         return {}
@@ -173,7 +147,7 @@ def _entry(managed: ManagedParameter, saved: Any) -> dict[str, Tensor] | None:
     if not managed.placement.holds_state:
         # Only what all processes take part in is asked of those that hold no state.
         return {k: t for k, t in tensors.items() if k == "step" or (isinstance(t, Tensor) and is_sharded(t))}
-    check_entry(managed, tensors)
+    managed.check(tensors)
     for key, tensor in tensors.items():
         if is_sharded(tensor) and isinstance(managed.placement, Replicated):
             raise ValueError(
@@ -183,7 +157,7 @@ def _entry(managed: ManagedParameter, saved: Any) -> dict[str, Tensor] | None:
     return tensors
 
 
-def _agree(optimizer: EngineOptimizer, plan: Plan | None, problem: str | None) -> None:
+def _agree(optimizer: Host, plan: Plan | None, problem: str | None) -> None:
     """Raise ValueError on every process when one of those that share parameters must refuse. A collective for them."""
     groups = {id(m.placement.group): m.placement.group for m in optimizer.managed.values() if m.placement.parts > 1}
     together = None

@@ -7,7 +7,6 @@ basis is computed by one process, its owner, and broadcast."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -15,9 +14,7 @@ from torch import Tensor
 
 from . import placement
 from .exchange import Exchange
-
-if TYPE_CHECKING:
-    from .parameter import ManagedParameter
+from .parameter import ManagedParameter
 
 BUCKET_ELEMENTS = 25_000_000
 """Elements summed in one message: 100 MB of float32."""
