@@ -2,8 +2,9 @@
 
     python -m benchmarks.refresh [--size 512] [--matrices 8] [--repeats 3]
 
-Every measurement is the first update of GaLore over square matrices (a full SVD each), one thread a process. The
-processes run one after another, so a busy machine slows both; the best of the repeats counts.
+Every measurement is the first update of GaLore over square matrices (a full SVD each), one thread a process; the best
+of the repeats counts. Beside the seconds that pass stand those of the processor, of the process that used most: on a
+busy machine only these can be compared.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from benchmarks.common import ROOT, write_result
 from optimizers import replicate, synchronize
 
 
-def seconds(parallel: str, size: int, matrices: int) -> float:
-    """Of the sum over processes and the update in which every basis is due."""
+def seconds(parallel: str, size: int, matrices: int) -> tuple[float, float]:
+    """Of the sum over processes and the update in which every basis is due: passed, and of the processor."""
     torch.manual_seed(0)
     net = nn.Sequential(*(nn.Linear(size, size, bias=False) for _ in range(matrices)))
     if parallel == "fsdp":
@@ -41,24 +42,25 @@ def seconds(parallel: str, size: int, matrices: int) -> float:
     net(torch.randn(4, size)).square().sum().backward()
     if parallel != "single":
         dist.barrier()
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     if parallel == "ddp":
         synchronize(optimizer)
     optimizer.step()
+    most = torch.tensor(time.process_time() - used)
     if parallel != "single":
-        dist.barrier()
-    return time.perf_counter() - started
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return time.perf_counter() - started, float(most)
 
 
-def measure(parallel: str, size: int, matrices: int, repeats: int) -> float:
-    """The best of several measurements in processes of their own."""
+def measure(parallel: str, size: int, matrices: int, repeats: int) -> list[float]:
+    """The best of several measurements in processes of their own, of either kind."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "seconds.json"
         launch = [] if parallel == "single" else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
         command = [sys.executable, *launch, "-m", "benchmarks.refresh", "--worker", parallel, "--file", str(file)]
         command += ["--size", str(size), "--matrices", str(matrices), "--repeats", str(repeats)]
         subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
-        return min(json.loads(file.read_text()))
+        return [min(kind) for kind in zip(*json.loads(file.read_text()), strict=True)]
 
 
 def work(parallel: str, size: int, matrices: int, repeats: int, file: Path) -> None:
@@ -86,10 +88,10 @@ def main() -> None:
         work(given.worker, *sizes, given.file)
         return
     result = {kind: measure(kind, *sizes) for kind in ("single", "ddp", "fsdp")}
-    ratios = {kind: result[kind] / result["single"] for kind in ("ddp", "fsdp")}
-    for kind, value in result.items():
-        print(f"{kind:>6}: {value:.3f} s" + (f", {ratios[kind]:.2f} of one process" if kind in ratios else ""))
-    write_result("refresh", {"size": given.size, "matrices": given.matrices, "seconds": result, "ratios": ratios})
+    for kind, (passed, used) in result.items():
+        share = f", {used / result['single'][1]:.2f} of one process"
+        print(f"{kind:>6}: {passed:.3f} s, {used:.3f} s of the processor" + (share if kind != "single" else ""))
+    write_result("refresh", {"size": given.size, "matrices": given.matrices, "seconds": result})
 
 
 if __name__ == "__main__":
