@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_runs import ROOT, inputs, losses, records, train
+from tests.tiny_runs import ROOT, inputs, losses, records, train, train_here
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,17 @@ def test_two_processes_reach_the_losses_of_one(single: Path, tmp_path: Path, par
     assert [r["tokens_seen"] for r in records(tmp_path / "run") if "loss" in r] == [
         r["tokens_seen"] for r in records(single) if "loss" in r
     ]
+
+
+def test_a_run_ends_early_on_the_schedule_of_the_whole_and_goes_on(single: Path, tmp_path: Path) -> None:
+    """Update for update the run that was not interrupted, learning rates too."""
+    assert train_here(tmp_path / "run", "--stop_at", "5") == 0
+    done = [line for line in records(tmp_path / "run") if "loss" in line]
+    whole = [line for line in records(single) if "loss" in line]
+    assert done == whole[:5]
+    assert (tmp_path / "run" / "model_5").is_dir()
+    assert train_here(tmp_path / "run", "--continue_from", "auto") == 0
+    assert [line for line in records(tmp_path / "run") if "loss" in line] == whole
 
 
 def test_a_mistake_is_one_message_and_status_2(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What an installation holds and needs."""
 
+import importlib
 import re
 import shutil
 import subprocess
@@ -152,3 +153,21 @@ def test_large_files_are_read_by_a_page_or_a_test(root: Path) -> None:
         if not any(path.name in text for text in readers)
     ]
     assert unread == []
+
+
+def test_every_console_command_leads_to_a_function(root: Path) -> None:
+    scripts = tomllib.loads((root / "pyproject.toml").read_text())["project"]["scripts"]
+    assert set(scripts) == {f"thrift-{name}" for name in ("train", "sweep", "report", "memory", "generate")}
+    for target in scripts.values():
+        module, _, function = target.partition(":")
+        assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_the_module_is_the_script(root: Path) -> None:
+    """What torchrun -m starts where a wheel is installed and there is no torchrun_main.py."""
+    said = [
+        subprocess.run([sys.executable, *words, "--rnak", "8"], cwd=root, capture_output=True, text=True, timeout=120)
+        for words in (["torchrun_main.py"], ["-m", "peft_pretraining"])
+    ]
+    assert [done.returncode for done in said] == [2, 2]
+    assert all("unknown flag --rnak; did you mean --rank?" in done.stderr for done in said)

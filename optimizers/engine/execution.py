@@ -56,14 +56,22 @@ class UpdateKernel:
         seed: precision.Seed,
     ) -> None:
         """Update weight and stored state in place. grad or compressed may be None where the rule allows it."""
-        self.write(weight, self.direction(grad, compressed, stored, s, seed), s, seed)
+        self.write(weight, self.direction(grad, compressed, stored, s, seed, weight), s, seed)
 
     def direction(
-        self, grad: Tensor | None, compressed: Tensor | None, stored: State, s: Scalars, seed: precision.Seed
+        self,
+        grad: Tensor | None,
+        compressed: Tensor | None,
+        stored: State,
+        s: Scalars,
+        seed: precision.Seed,
+        weight: Tensor | None = None,
     ) -> Tensor:
         """The float32 direction in the parameter's shape; the stored state is brought up to date."""
         rule = self.rule
         state = {name: precision.load(name, spec, fmt, stored) for name, spec, fmt in self.specs}
+        if rule.sees_weight and weight is not None:
+            state["weight"] = precision.widened(weight)
         whole = None if grad is None else precision.widened(grad)
         # Under accumulation `compressed` is the sum over micro-batches and `grad` the last one's gradient.
         own = (

@@ -20,10 +20,16 @@ class EngineOptions(Declared):
 
     state_dtype: str = hyper(
         "float32",
-        "storage of the optimizer state; the mathematics is float32 always. bfloat16 is rounded stochastically, "
+        "storage of the optimizer state; the mathematics is float32 always. "
         "int8 uses blocks of 256 in bitsandbytes' dynamic format. Tensors under 4096 "
         "elements, and one value per row or block, stay float32",
         choices=STATE_DTYPES,
+    )
+    state_rounding: str = hyper(
+        "stochastic",
+        "how bfloat16 state is rounded; to nearest, as in published bfloat16 runs, a second moment cannot shrink "
+        "where beta2 is above about 0.998",
+        choices=ROUNDINGS,
     )
     weight_rounding: str = hyper(
         "stochastic",

@@ -61,6 +61,11 @@ class ManagedParameter:
             shared.warnings[f"{type(self.rule).__name__} with these settings cannot be compiled and runs eagerly"] += 1
         self.specs = self._specs()
         self.placement = placement.place(param, self.rule, self.specs, shared.owners, name)
+        if self.rule.sees_weight and isinstance(self.placement, placement.Owner):
+            raise ValueError(
+                f"{name}: {type(self.rule).__name__} reads the whole weight, of which each process has a shard: "
+                "use replicas (--parallel ddp)"
+            )
         self._look_at_param()
         self.refreshes = RefreshState(self.rule)
         self._signature = group_signature(group)
@@ -109,9 +114,12 @@ class ManagedParameter:
     def _specs(self) -> Specs:
         specs, dtype = self.rule.state(self.param.shape), self.shared.options.state_dtype
         try:
-            return tuple((n, s, precision.storage_format(s, dtype, self.param)) for n, s in specs.items())
+            formats = {name: precision.storage_format(spec, dtype, self.param) for name, spec in specs.items()}
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from error
+        if self.shared.options.state_rounding == "nearest":
+            formats = {name: precision.NEAREST if form == "bfloat16" else form for name, form in formats.items()}
+        return tuple((name, spec, formats[name]) for name, spec in specs.items())
 
     def layout(self) -> precision.Layout:
         """Shape and dtype of every stored tensor of the whole parameter, by name."""
@@ -354,6 +362,8 @@ class ManagedParameter:
         base = self.group["base_lr"]
         values = {"lr": lr, "keep": 1.0 - lr * self.group["weight_decay"]}
         values |= self.rule.scalars(step, lr / base if base else 1.0)
+        if self.rule.sees_weight:
+            values["weight_decay"] = self.group["weight_decay"]
         return values, self.seed(0, step) if self.draws else 0
 
     def _kernel(self, first: bool, grad: Tensor | None, compressed: Tensor | None, number: int | None = None) -> Any:

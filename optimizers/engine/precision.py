@@ -24,6 +24,9 @@ SMALL_SHARE = 1 / 16
 """Nor do vectors of at most this share of their weight's elements: a second moment for each row or block. Moments of a
 low rank are matrices, and follow the option at any rank."""
 
+NEAREST = "bfloat16, to nearest"
+"""The storage format of bfloat16 state that is not rounded stochastically."""
+
 Specs = tuple[tuple[str, StateSpec, str], ...]
 """(name, description, storage format) of each state tensor of a parameter."""
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
@@ -62,7 +65,7 @@ def layout(name: str, spec: StateSpec, storage: str) -> Layout:
     if storage == "int8":
         blocks = -(-torch.Size(spec.shape).numel() // BLOCK)
         return {name: (spec.shape, torch.uint8), f"{name}_absmax": ((blocks,), torch.float32)}
-    return {name: (spec.shape, getattr(torch, storage))}
+    return {name: (spec.shape, getattr(torch, storage.partition(",")[0]))}
 
 
 def check_fits(name: str, layout: Layout, tensors: Mapping[str, Any]) -> None:
@@ -111,7 +114,7 @@ def load(name: str, spec: StateSpec, storage: str, stored: State) -> Tensor:
     """The float32 value of a state tensor; for float32 (and float64) storage the stored tensor itself."""
     if storage in ("float32", "float64"):
         return stored[name]
-    if storage == "bfloat16":
+    if storage in ("bfloat16", NEAREST):
         return stored[name].float()
     code = _codes(spec, stored[name].device)
     return torch.ops.bitsandbytes.dequantize_blockwise(
@@ -130,6 +133,8 @@ def store(
     if storage in ("float32", "float64"):
         if target is not value:
             target.copy_(value)
+    elif storage == NEAREST:
+        target.copy_(value)
     elif storage == "bfloat16":
         target.copy_(round_stochastically(value, seed, part * (value.shape[0] if value.ndim else 1), salt))
     else:

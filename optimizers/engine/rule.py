@@ -12,7 +12,7 @@ from torch import Tensor
 Kind = Literal["moment", "second_moment", "basis", "residual", "statistic"]
 State = dict[str, Tensor]
 Scalars = Mapping[str, float | Tensor]
-Decay = Literal["after", "before"]
+Decay = Literal["after", "before", "inside"]
 Side = Literal["right", "left"]
 Bases = dict[str, tuple[Tensor, Side]]
 
@@ -42,7 +42,8 @@ class UpdateRule:
     """
 
     decay: ClassVar[Decay] = "after"
-    """Whether decoupled weight decay multiplies the weight after or before the step."""
+    """Whether decoupled weight decay multiplies the weight after or before the step, or is part of `direction`, which
+    then finds "weight_decay" among its scalars and must see the weight."""
     lr_inside: ClassVar[bool] = False
     """True when `direction` already contains the learning rate (Adafactor averages scaled updates)."""
     compresses: ClassVar[bool] = False
@@ -55,6 +56,9 @@ class UpdateRule:
     """True when a basis moves at every update: a non-finite gradient must then be kept away from the rule."""
     projects_last: ClassVar[bool] = False
     """True when `direction` moves the basis first and projects the gradient on the new one."""
+    sees_weight: ClassVar[bool] = False
+    """True when `direction` reads the weight: it is in `state` as "weight", float32, not to be changed. Shards hold
+    some rows of it, so such a rule runs on shards only if it answers `row_block`."""
     compilable: ClassVar[bool] = True
     """False when `direction` holds an operation that torch.compile cannot trace."""
     accumulator: ClassVar[str | None] = None

@@ -6,16 +6,29 @@ R = B' G, lift(N) = B N.
 
 from __future__ import annotations
 
+import logging
+from functools import cache
+
 import torch
 from torch import Tensor
 
 from ..engine.rule import Side as Side
 from .products import product
 
+logger = logging.getLogger(__name__)
+
 
 def clamp_rank(shape: tuple[int, ...], rank: int) -> int:
-    """The rank that fits the matrix."""
+    """The rank that fits the matrix; a larger one is lowered with a warning, once for each shape."""
+    if rank > min(shape):
+        _warn_of_rank(tuple(shape), rank)
     return min(rank, *shape)
+
+
+@cache
+def _warn_of_rank(shape: tuple[int, ...], rank: int) -> None:
+    text = "rank %d is above the smaller side of a %d x %d matrix, which is projected with rank %d: nothing is saved"
+    logger.warning(text, rank, *shape, min(shape))
 
 
 def basis_shape(shape: tuple[int, ...], rank: int, side: Side) -> tuple[int, int]:

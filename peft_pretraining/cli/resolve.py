@@ -73,6 +73,10 @@ def resolve(config: RunConfig, given: Collection[str], world_size: int) -> RunCo
     _check_unused(config, given)
     training = _resolve_length(_resolve_batch(config.training, given, world_size), given, config.data.max_length)
     build_schedule(config.schedule, training.num_training_steps)
+    if training.stop_at is not None and training.stop_at > training.num_training_steps:
+        raise UsageError(
+            f"--stop_at {training.stop_at} comes after the last of {training.num_training_steps} updates: lower it"
+        )
     return dataclasses.replace(config, training=training)
 
 

@@ -47,11 +47,12 @@ def jobs_of(limits: Limits) -> int:
 
 def command(run: RunSpec, limits: Limits) -> list[str]:
     """The words that start a run, or go on with it."""
+    main = [str(MAIN)] if MAIN.exists() else ["-m", "peft_pretraining"]  # an installed wheel has no script beside it
     if limits.processes == 1:
-        start = [sys.executable, str(MAIN), "--single_gpu"]
+        start = [sys.executable, *main, "--single_gpu"]
     else:
         launcher = ["-m", "peft_pretraining.launch", "--standalone", f"--nproc_per_node={limits.processes}"]
-        start = [sys.executable, *launcher, str(MAIN)]
+        start = [sys.executable, *launcher, *main]
     return [*start, *run.arguments(), f"--name={run.name}", f"--save_dir={run.folder}", "--continue_from=auto"]
 
 

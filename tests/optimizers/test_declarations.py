@@ -153,3 +153,11 @@ def test_the_settings_reach_the_rule(method: registry.Method) -> None:
     for settings in held:
         assert isinstance(settings, method.settings) and settings.weight_decay is None
     assert {group["weight_decay"] for group in optimizer.param_groups} <= {0.125, 0.0}
+
+
+def test_a_rank_above_the_matrix_is_lowered_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING"):
+        optimizers.GaLoreAdamW([{"params": [nn.Parameter(torch.ones(11, 7)) for _ in range(3)], "rank": 4096}])
+    assert [record.getMessage() for record in caplog.records] == [
+        "rank 4096 is above the smaller side of a 11 x 7 matrix, which is projected with rank 7: nothing is saved"
+    ]

@@ -184,3 +184,23 @@ def test_bfloat16_weights_get_float32_updates(class_name: str, proj_type: str) -
         allowed += oracle.weight.abs() * 2.0**-8 * 1.02 + 1e-5
     undecided = getattr(oracle, "closest_to_flip", torch.ones(())) < 1e-4
     assert ((weights["w"].detach().double() - oracle.weight).abs() <= allowed)[~undecided.expand_as(allowed)].all()
+
+
+@pytest.mark.parametrize("execution", ["eager", "compiled"])
+@pytest.mark.parametrize(("rounding", "shrinks"), [("stochastic", True), ("nearest", False)])
+def test_a_bfloat16_second_moment_shrinks_only_where_rounding_is_stochastic(
+    rounding: str, shrinks: bool, execution: str
+) -> None:
+    """0.999 v is nearer to v than to the number below it: to nearest, v stays what it was for ever."""
+    weight = nn.Parameter(torch.ones(128, 64))
+    optimizer = optimizers.AdamWSNG(
+        [weight], sn=False, state_dtype="bfloat16", state_rounding=rounding, execution=execution
+    )
+    moments = []
+    for update in range(40):
+        weight.grad = torch.full_like(weight, 1.0 if update < 10 else 0.0)
+        optimizer.step()
+        moments.append(optimizer.state[weight]["exp_avg_sq"].double().mean().item())
+    assert optimizer.state[weight]["exp_avg_sq"].dtype == torch.bfloat16
+    expected = moments[9] * (0.999**30 if shrinks else 1.0)
+    assert moments[-1] == pytest.approx(expected, rel=2e-3)

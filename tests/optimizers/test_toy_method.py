@@ -60,7 +60,7 @@ def test_it_trains_and_resumes_through_the_command_line(folder: Path) -> None:
 def test_help_shows_its_flags(folder: Path) -> None:
     words = [sys.executable, str(ROOT / "torchrun_main.py"), "--optimizer_file", "toy.py", "--help"]
     text = " ".join(run(words, folder).split())
-    assert "hyperparameters of toy:" in text and "--momentum X decay of the momentum (default 0.9)" in text
+    assert "hyperparameters of toy:" in text and "--momentum X decay of the momentum of matrices (default 0.9)" in text
     assert "--norm_decay X decay of the mean of row norms (default 0.9)" in text
 
 

@@ -71,6 +71,7 @@ MISTAKES = {
         ["--total_batch_size 64", "--gradient_accumulation 2", "= 32"],
     ),
     "warmup too long": (["--warmup_steps", "20", "--num_training_steps", "20"], ["--warmup_steps 20"]),
+    "stops after its end": (["--stop_at", "20", "--num_training_steps", "10"], ["--stop_at 20", "10 updates"]),
     "gpu on cpu": (["--single_gpu", "--gpu", "0", "--device", "cpu"], ["--gpu 0", "--device cpu"]),
     "missing configuration": (["--config", "absent.json"], ["--config absent.json", "No such file"]),
     "missing method file": (
