@@ -61,6 +61,18 @@ processes() {
     printf '%s' "$count"
 }
 
+# refuse_uneven PROCESSES TOTAL: ends where so many processes cannot share an update of TOTAL rows, with those that can.
+refuse_uneven() {
+    local processes="$1" total="$2" fitting="" count
+    ((total % processes == 0)) && return
+    for ((count = 1; count <= total && count <= 2 * processes + 2; count++)); do
+        ((total % count == 0)) && fitting+="${fitting:+, }$count"
+    done
+    echo "NPROC=$processes: an update of $total rows cannot be shared evenly by $processes processes; take $fitting," \
+        "or another --total_batch_size" >&2
+    return 2
+}
+
 # micro_batch ROWS PROCESSES WORDS: the most rows of 256 tokens at once for each process, up to ROWS, with which the
 # processes share an update evenly. Rows that are twice as long come half as many; what the words say is left alone.
 micro_batch() {
@@ -70,6 +82,7 @@ micro_batch() {
     total="$(value_of total_batch_size "$@")" length="$(value_of max_length "$@")"
     [[ "$total" =~ ^[1-9][0-9]*$ ]] || total=512
     [[ "$length" =~ ^[1-9][0-9]*$ ]] && rows=$((rows * 256 / length))
+    refuse_uneven "$processes" "$total" || exit 2
     while ((rows > 1 && total % (rows * processes))); do
         ((rows -= 1))
     done
@@ -80,7 +93,7 @@ micro_batch() {
 # tenth, bf16 rounded to nearest, evaluation every 1,000 updates on 10M tokens. Warm-up over a tenth of the updates and
 # no weight decay are the defaults. So many rows come at once that AdamW's predicted peak is 13, 29, 40 and 51 GiB.
 pretrain() {
-    local size="$1" updates rows count
+    local size="$1" updates rows count batch
     shift
     case "$size" in
         60m) updates=10000 rows=256 ;;
@@ -92,9 +105,10 @@ pretrain() {
             exit 2
             ;;
     esac
-    count="$(processes)"
-    # shellcheck disable=SC2046  # no word or two
-    distributed "$count" --model_config "configs/llama_$size.json" $(micro_batch "$rows" "$count" "$@") \
+    count="$(processes)" || exit 2
+    batch="$(micro_batch "$rows" "$count" "$@")" || exit 2
+    # shellcheck disable=SC2046,SC2086  # no word or two
+    distributed "$count" --model_config "configs/llama_$size.json" $batch \
         --total_batch_size 512 --max_length 256 --num_training_steps "$updates" --scheduler cosine \
         --dtype bfloat16 --weight_rounding nearest --eval_every 1000 --eval_tokens 10M "$@"
 }

@@ -234,6 +234,33 @@ def test_a_column_of_the_table_in_a_dry_run(tmp_path: Path) -> None:
     assert not (tmp_path / "t").exists()
 
 
+def test_one_protocol_holds_for_the_table(tmp_path: Path) -> None:
+    """Also for methods whose papers had another; each seed is a run of its own, and Slurm may have them all."""
+    done = table(tmp_path / "t", "1b", DRY_RUN="1", SEEDS="0 7")
+    configs = [parse_config(flags(shlex.split(line)), world_size=1) for line in done.stdout.splitlines()]
+    assert len(configs) == 2 * len(METHODS) == len({config.checkpoint.save_dir for config in configs})
+    assert {config.training.seed for config in configs} == {0, 7}
+    for config in configs:
+        training, schedule = config.training, config.schedule
+        assert (training.total_batch_size, config.data.max_length, training.num_training_steps) == (512, 256, 100_000)
+        assert (schedule.scheduler, schedule.warmup_steps) == ("cosine", 10_000)
+    own = table(tmp_path / "t", "1b", DRY_RUN="1", OWN_PROTOCOL="1", METHODS="adam_mini").stdout
+    assert parse_config(flags(shlex.split(own)), world_size=1).data.max_length == 512
+    slurm = table(tmp_path / "t", "60m", DRY_RUN="1", SLURM="1", METHODS="adamw").stdout.split()
+    assert slurm[:4] == ["sbatch", "--job-name=60m-adamw-0", "scripts/slurm/pretrain.sh", "--"]
+
+
+def test_processes_that_cannot_share_an_update_are_refused_with_those_that_can() -> None:
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts/benchmark_c4/adamw/llama_60m.sh")],
+        env={**os.environ, "DRY_RUN": "1", "NPROC": "3"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert "NPROC=3" in done.stderr and "take 1, 2, 4, 8" in done.stderr
+
+
 def test_the_table_names_what_it_wants() -> None:
     assert "60m" in table(Path("unused"), "61m").stderr
     done = table(Path("unused"), "60m", METHODS="adamw adamx", DRY_RUN="1")
@@ -244,7 +271,8 @@ def test_what_failed_is_named_where_no_report_can_be_made(tmp_path: Path) -> Non
     done = table(tmp_path / "t", "60m", METHODS="adamw lion", PYTHON="/bin/false")
     assert done.returncode == 2 and "lion" in done.stderr, "no such folder of scripts"
     done = table(tmp_path / "t", "60m", METHODS="adamw rmsprop_sn", PYTHON="/bin/false")
-    assert (done.returncode, done.stderr) == (1, "failed: adamw rmsprop_sn\n")
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == "failed: adamw rmsprop_sn"
+    assert "1 of 2 runs done" in done.stderr
 
 
 def test_the_table_of_short_runs(tmp_path: Path) -> None:

@@ -85,6 +85,45 @@ def test_a_broken_environment_is_made_again(checkout: Path) -> None:
     assert "Replacing .venv" in done.stderr
 
 
+def commands(folder: Path, **scripts: str) -> str:
+    """PATH with these commands before what is there."""
+    folder.mkdir()
+    for name, body in scripts.items():
+        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+@pytest.mark.parametrize(
+    ("flag", "here", "cuda"),
+    [
+        ((), {"sinfo": "echo gpu:a100:8"}, True),
+        ((), {"sinfo": "echo '(null)'"}, False),
+        ((), {"sinfo": "exit 1", "nvidia-smi": "exit 9"}, False),
+        ((), {"sinfo": "exit 1", "nvidia-smi": "exit 0"}, True),
+        (("--cpu",), {"sinfo": "echo gpu:8", "nvidia-smi": "exit 0"}, False),
+        (("--cuda",), {"sinfo": "exit 1", "nvidia-smi": "exit 9"}, True),
+    ],
+)
+def test_the_build_of_torch(
+    checkout: Path, tmp_path: Path, flag: tuple[str, ...], here: dict[str, str], cuda: bool
+) -> None:
+    """A login node without a GPU belongs to a cluster with some: what Slurm says counts, and a flag more."""
+    stand_in_for_pip(checkout)
+    done = set_up(checkout, *flag, "dev", PATH=commands(tmp_path / "bin", **here), NVIDIA_DRIVER="/nowhere")
+    assert done.returncode == 0, done.stderr
+    assert ("with CUDA" in done.stderr) == cuda
+    assert ("--no-index" in calls(checkout)[0]) != cuda
+
+
+def test_a_login_node_that_cannot_be_judged_asks(checkout: Path, tmp_path: Path) -> None:
+    stand_in_for_pip(checkout)
+    path = commands(tmp_path / "bin", qsub="exit 0", sinfo="exit 1", **{"nvidia-smi": "exit 9"})
+    done = set_up(checkout, PATH=path, NVIDIA_DRIVER="/nowhere")
+    assert done.returncode == 2 and "--cuda or --cpu" in done.stderr and calls(checkout) == []
+    assert set_up(checkout, "--gpu").returncode == 2
+
+
 @pytest.mark.parametrize("folder", ["scripts", ".ci"])
 def test_scripts_parse(root: Path, folder: str) -> None:
     scripts = [path for path in (root / folder).rglob("*") if path.suffix == ".sh" or path.name == "run"]
