@@ -108,8 +108,8 @@ def _routes(model: nn.Module) -> list[dict[str, Any]]:
 
 def _plain(model: nn.Module, options: dict[str, Any]) -> bool:
     """Whether torch's own class serves: float32 weights, no engine option."""
-    defaults = {"state_dtype": "float32", "execution": "eager", "per_layer": False}
-    ordinary = all(options.get(k, v) == v for k, v in defaults.items())
+    defaults = {"state_dtype": "float32", "per_layer": False}
+    ordinary = all(options.get(k, v) == v for k, v in defaults.items()) and options.get("execution") != "compiled"
     return ordinary and all(p.tensor.dtype == torch.float32 for p in describe(model))
 
 

@@ -22,6 +22,15 @@ TOGETHER, SMALL = 16, 1 << 20
 """One compiled call updates up to TOGETHER tensors of one signature that have at most SMALL elements: the way through
 Python and the compiler's wrappers to a kernel costs half as much as the update of a 512 x 512 matrix."""
 
+AUTO_AFTER = 500
+"""Updates of a parameter before execution="auto" compiles. Compiling llama_60m takes 20 to 160 seconds of two cores,
+which 60 to 80 updates bring in again, and smaller models several hundred. A number of updates, because then a run that
+was resumed does what one that was not does."""
+
+
+class CompilationError(Exception):
+    """The compiler failed, before anything was changed."""
+
 
 @dataclass(frozen=True)
 class UpdateKernel:
@@ -135,9 +144,15 @@ class Program:
         names = tuple(calls[0][4])
         numbers = on_device(tuple(tuple(call[4].values()) for call in calls), self._dtype, self._device)
         seeds = on_device(tuple(precision.words(call[5]) for call in calls), torch.int32, self._device)
-        if (len(calls), names) not in self._compiled:
-            self._compiled[len(calls), names] = self._compile(names)
-        self._compiled[len(calls), names](_apart(calls), numbers, seeds)
+        key = len(calls), names
+        if key in self._compiled:
+            return self._compiled[key](_apart(calls), numbers, seeds)
+        compiled = self._compile(names)
+        try:
+            compiled(_apart(calls), numbers, seeds)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise CompilationError(" ".join(str(error).split())[:300]) from error
+        self._compiled[key] = compiled
 
     def _compile(self, names: tuple[str, ...]) -> Callable[..., None]:
         kernel = self.kernel

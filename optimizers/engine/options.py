@@ -8,7 +8,7 @@ from .settings import Declared, hyper
 
 STATE_DTYPES = ("float32", "bfloat16", "int8")
 ROUNDINGS = ("nearest", "stochastic")
-EXECUTIONS = ("eager", "compiled")
+EXECUTIONS = ("auto", "eager", "compiled")
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ class EngineOptions(Declared):
         choices=ROUNDINGS,
     )
     execution: str = hyper(
-        "eager",
-        "compiled: each rule is compiled once a shape with torch.compile (needs a C++ compiler on CPU)",
+        "auto",
+        "compiled: each rule is compiled once per shape with torch.compile (needs a C++ compiler on CPU), which takes "
+        "from 10 seconds to minutes; auto: from update 501 on, where a compiler works; before that, eager",
         choices=EXECUTIONS,
     )
     per_layer: bool = hyper(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, MutableMapping
@@ -22,6 +23,10 @@ from .refresh import RefreshState
 from .rule import State, UpdateRule
 
 SKIPPED_KEYS = ("params", "param_names", "lr", "base_lr", "initial_lr", "route", "weight_decay")
+
+logger = logging.getLogger(__name__)
+MOST_CHANGES = 4
+"""Changes of a parameter's hyperparameters after which it is not compiled again."""
 
 
 class Watcher(Protocol):
@@ -44,6 +49,22 @@ class Shared:
     owners: placement.Owners = field(default_factory=placement.Owners)
     progress: Callable[[], None] = lambda: None
     """Called after each basis that was computed, which may take long: a sign of life."""
+
+    compiler_works: bool = True
+
+    def run(self, update: Program, *calls: tuple) -> None:
+        """Make compiled updates; eagerly, with a warning, where the compiler fails and nobody insists on it."""
+        try:
+            update(*calls)
+        except execution.CompilationError as error:
+            if self.options.execution == "compiled":
+                raise
+            if self.compiler_works:
+                logger.warning("torch.compile failed, updates stay eager: %s", error)
+            self.compiler_works = False
+            self.warnings["torch.compile failed, updates stay eager"] += 1
+            for call in calls:
+                update.kernel(*call)
 
 
 class ManagedParameter:
@@ -70,6 +91,7 @@ class ManagedParameter:
         self.refreshes = RefreshState(self.rule)
         self._signature = group_signature(group)
         self._kernels: dict[tuple, Callable[..., Any]] = {}
+        self._changes = 0
         self._known: list[Callable[[], Tensor | None]] = []
         self._last_step = 0
         _ = self.state
@@ -222,6 +244,9 @@ class ManagedParameter:
         self.rule, self._signature = self.shared.rule_for(self.group, self.param), now
         self.refreshes.rule = self.rule
         self._kernels.clear()
+        self._changes += 1
+        if self._is_restless() and self.shared.options.execution == "compiled":
+            self.shared.warnings[f"{self.name}: its hyperparameters change at every update, so it runs eagerly"] += 1
         if self._specs() != self.specs:
             raise ValueError(f"{self.name}: a hyperparameter that shapes the state was changed after construction")
 
@@ -331,7 +356,7 @@ class ManagedParameter:
             return self._update_in_slices(step, grad)
         kernel = self._kernel(step == 1, grad, compressed)
         if self._compiles():
-            return kernel(self._call(grad, compressed))
+            return self.shared.run(kernel, self._call(grad, compressed))
         weight, numbers = local(self.param), self._numbers(step)
         if not self.placement.update(kernel, weight, grad, compressed, self.stored(), *numbers, self.param.shape):
             self.shared.warnings[f"{self.name}: the SVD failed, this update leaves it alone"] += 1
@@ -354,7 +379,14 @@ class ManagedParameter:
             kernel(rows(weight, number), None if grad is None else rows(grad, number), None, part, values, seed)
 
     def _compiles(self) -> bool:
-        return self.shared.options.execution == "compiled" and self.rule.compilable and self.placement.compiles
+        way = self.shared.options.execution
+        if way == "eager" or not self.rule.compilable or not self.placement.compiles or self._is_restless():
+            return False
+        return way == "compiled" or (self.shared.compiler_works and self.step >= execution.AUTO_AFTER)
+
+    def _is_restless(self) -> bool:
+        """Whether hyperparameters that rules are compiled with change again and again, as OneCycleLR's betas do."""
+        return self._changes > MOST_CHANGES
 
     def _numbers(self, step: int) -> tuple[dict[str, float], int]:
         """The numbers of one update and its seed."""
@@ -370,7 +402,8 @@ class ManagedParameter:
         """The kernel of the whole, or of one of the slices."""
         decays = self.group["weight_decay"] != 0.0
         weight = local(self.param)
-        key = (first, decays, number, weight.stride(), _layout(grad), _layout(compressed))
+        compiles = self._compiles()
+        key = (first, decays, number, compiles, weight.stride(), _layout(grad), _layout(compressed))
         if key not in self._kernels:
             place = self.placement
             first_row, part = placement.first_row(place.part, place.parts, self.param.shape), place.state_part
@@ -378,7 +411,6 @@ class ManagedParameter:
                 part = place.part * self.slices + number
                 first_row = part * (weight.shape[0] // self.slices)
             kernel = UpdateKernel(self.rule, self.specs, first, decays, self.rounds, first_row, part)
-            compiles = self._compiles()
             self._kernels[key] = program(kernel, signature(weight, grad, compressed)) if compiles else kernel
         return self._kernels[key]
 
@@ -417,7 +449,7 @@ class PendingUpdates:
 
     @staticmethod
     def _make(update: Program, ready: list[tuple[ManagedParameter, tuple]]) -> None:
-        update(*(call for _, call in ready))
+        ready[0][0].shared.run(update, *(call for _, call in ready))
         for managed, _ in ready:
             managed.state["step"] += 1
 

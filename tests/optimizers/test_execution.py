@@ -192,3 +192,62 @@ def test_layer_wise_learning_rates_cut_by_a_call_in_any_place(front_end):
     )
     for a, b in zip(eager, compiled, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def _auto(updates: int, resume_at: int | None = None, execution: str = "auto") -> list[torch.Tensor]:
+    """Weights after the updates, some of them perhaps by another optimizer that took the state over."""
+    generator = torch.Generator().manual_seed(3)
+    parameters = [nn.Parameter(torch.randn(16, 8, generator=generator)) for _ in range(3)]
+    optimizer = EngineAdamW(parameters, lr=1e-2, execution=execution)
+    for update in range(updates):
+        if update == resume_at:
+            state = optimizer.state_dict()
+            optimizer = EngineAdamW(parameters, lr=1e-2, execution=execution)
+            optimizer.load_state_dict(state)
+        for parameter in parameters:
+            parameter.grad = torch.randn(16, 8, generator=generator)
+        optimizer.step()
+    return [p.detach() for p in parameters]
+
+
+def test_auto_is_eager_at_first_compiled_later_and_resumes_exactly(front_end, monkeypatch):
+    assert optimizers.Lion([nn.Parameter(torch.zeros(2))]).options.execution == "auto"
+    monkeypatch.setattr(engine, "AUTO_AFTER", 2)
+    torch._dynamo.utils.counters.clear()
+    short = _auto(2)
+    assert not torch._dynamo.utils.counters["stats"]
+    assert all(torch.equal(a, b) for a, b in zip(short, _auto(2, execution="eager"), strict=True))
+    straight = _auto(5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    for at in (1, 2, 4):
+        assert all(torch.equal(a, b) for a, b in zip(straight, _auto(5, resume_at=at), strict=True))
+
+
+def test_auto_falls_back_where_the_compiler_fails(monkeypatch, caplog):
+    monkeypatch.setattr(engine, "AUTO_AFTER", 2)
+    compile = torch.compile
+
+    def without_a_compiler(graph, inputs):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda f, **_: compile(f, backend=without_a_compiler, fullgraph=True))
+    engine.program.cache_clear()
+    eager = _auto(4, execution="eager")
+    assert all(torch.equal(a, b) for a, b in zip(eager, _auto(4), strict=True))
+    assert caplog.text.count("updates stay eager") == 1 and "no C++ compiler" in caplog.text
+    with pytest.raises(engine.CompilationError, match="no C\\+\\+ compiler"):
+        _auto(1, execution="compiled")
+    engine.program.cache_clear()
+
+
+def test_betas_that_change_at_every_update_are_not_compiled_for_ever(front_end):
+    weight = nn.Parameter(torch.ones(8, 8))
+    optimizer = EngineAdamW([weight], lr=1e-2, execution="compiled")
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=12)
+    torch._dynamo.utils.counters.clear()
+    for _ in range(12):
+        weight.grad = torch.ones(8, 8)
+        optimizer.step()
+        schedule.step()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 6
+    assert any("runs eagerly" in warning for warning in optimizer.warnings)
