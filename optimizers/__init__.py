@@ -14,6 +14,7 @@ from .dion2 import Dion2
 from .engine import registry
 from .engine.optimizer import EngineOptimizer
 from .engine.options import EngineOptions
+from .engine.parts import RoutingOptions
 from .engine.registry import Method, available, register
 from .engine.session import Session, replicate, session, synchronize
 from .engine.settings import Settings, beta, hyper
@@ -31,12 +32,13 @@ from .subspace_momentum import AdamWSNSM
 def build_optimizer(name: str, model: nn.Module, lr: float, **arguments: Any) -> torch.optim.Optimizer:
     """The optimizer of this name for a model, with its parameters routed to the method's rules.
 
-    arguments: the method's hyperparameters and, for methods on the engine, fields of `EngineOptions`; those not given
-    keep the method's defaults. Works on meta tensors, where the allocated state predicts memory.
+    arguments: the method's hyperparameters, fields of `RoutingOptions` (target_modules or targets, roles, rates and
+    decay by role) and, for methods on the engine, fields of `EngineOptions`; those not given keep their defaults.
+    Works on meta tensors, where the allocated state predicts memory.
     Raises ValueError for an unknown name (with near names), an argument that the method does not take, or a bad value.
     """
     method = registry.get(name)
-    return method.make(model, lr, *method.sort(arguments))
+    return method.make(model, lr, *method.sort(arguments), RoutingOptions.from_arguments(arguments))
 
 
 registry.load_all()
@@ -61,6 +63,7 @@ __all__ = [
     "Method",
     "Muon",
     "SCALE",
+    "RoutingOptions",
     "SGDBoost",
     "SOAP",
     "Session",

@@ -36,6 +36,9 @@ class ProjectedOptimizer(EngineOptimizer[P]):
     Group keys: rank, update_proj_gap (200), scale (0.25), proj_type ("std"), basis_method ("svd"), rotate_moments.
     """
 
+    own_rules = (ProjectedStep, TwoSidedStep, OnlineSubspaceStep)
+    chosen_by = "matrices of groups with a rank"
+
     def inner_rule(self, h: P, projected: bool) -> WeightStep:
         """The weight optimizer of a group."""
         raise NotImplementedError

@@ -161,6 +161,9 @@ class LDAdamW(EngineOptimizer[LDAdamSettings]):
     Group keys: enable_lowrank, rank, rho, proj_type ("std"). error_feedback=False drops the error buffer.
     """
 
+    own_rules = (LowDimensionalStep,)
+    chosen_by = "matrices of groups with enable_lowrank=True"
+
     def rule_for(self, h: LDAdamSettings, param: Tensor) -> UpdateRule:
         if not h.enable_lowrank or param.ndim != 2:
             return AdamStep(h.beta1, h.beta2, h.eps, eps_inside=True, decays_first=True)

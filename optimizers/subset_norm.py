@@ -132,6 +132,9 @@ class AdamWSN(EngineOptimizer[MatrixSubsetNormSettings]):
     beta1 = 0 is RMSProp-SN. See `EngineOptimizer` for the engine's keyword arguments.
     """
 
+    own_rules = (SubsetNormStep,)
+    chosen_by = "matrices of groups with sn=True"
+
     def rule_for(self, h: MatrixSubsetNormSettings, param: Tensor) -> UpdateRule:
         return SubsetNormStep(h) if h.sn and param.ndim == 2 else _adam(h)
 

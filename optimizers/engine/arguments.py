@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from .options import EngineOptions
 from .settings import Settings, near
 
-_OF_GROUPS = ("params", "param_names", "lr", "initial_lr", "base_lr", "route", "name", "lr_scale")
+_OF_GROUPS = ("params", "param_names", "lr", "initial_lr", "base_lr", "route", "part", "name", "lr_scale")
 
 
 class Configured:

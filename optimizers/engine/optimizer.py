@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, ClassVar, Generic, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -34,6 +34,11 @@ class EngineOptimizer(torch.optim.Optimizer, arguments.Configured, Generic[S]):
     Raises ValueError for a hyperparameter out of range, or a group that is not one of this method's.
     """
 
+    own_rules: ClassVar[tuple[type[UpdateRule], ...]] = ()
+    """The rules that are the method, for a class that has another rule for the remaining parameters."""
+    chosen_by: ClassVar[str] = ""
+    """What makes a parameter get one of `own_rules`, for messages."""
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         for base in getattr(cls, "__orig_bases__", ()):
@@ -49,6 +54,12 @@ class EngineOptimizer(torch.optim.Optimizer, arguments.Configured, Generic[S]):
         self.exchange: Exchange = Alone()
         self.trusts_gradients = False  # a loop that has looked at the norm sets it, and saves a wait for the device
         super().__init__(params, defaults)
+        if not self._uses_method(self.managed):
+            others = ", ".join(sorted({type(m.rule).__name__ for m in self.managed.values()}))
+            raise ValueError(
+                f"{type(self).__name__}: no parameter uses the method, all have {others}: it is for {self.chosen_by}. "
+                "optimizers.build_optimizer finds them in a model"
+            )
         if self.options.stagger_refresh and not any(m.rule.refreshes for m in self.managed.values()):
             raise ValueError(f"stagger_refresh: {type(self).__name__} refreshes nothing; leave it out")
 
@@ -88,6 +99,24 @@ class EngineOptimizer(torch.optim.Optimizer, arguments.Configured, Generic[S]):
         arguments.check_group(type(self), group)
         group.setdefault("base_lr", float(group["lr"]))
         self._manage(group)
+        defaults = {key: self.defaults[key] for key in self.settings.group_defaults()}
+        asks = self._asks_for_method(group) and not self._asks_for_method({**group, **defaults})
+        if asks and group["params"] and not self._uses_method(group["params"]):
+            shapes = ", ".join(sorted({str(tuple(p.shape)) for p in group["params"]})[:3])
+            raise ValueError(
+                f"{type(self).__name__}: a group asks for the method, and no parameter of it can have it (shapes "
+                f"{shapes}): it is for {self.chosen_by}"
+            )
+
+    def _asks_for_method(self, group: dict[str, Any]) -> bool:
+        """Whether a matrix in this group would get the method's own rule."""
+        return bool(self.own_rules) and isinstance(
+            self._rule(group, torch.empty(64, 64, device="meta")), self.own_rules
+        )
+
+    def _uses_method(self, params: Iterable[Tensor]) -> bool:
+        """Whether some of these parameters have the method's own rule."""
+        return any(isinstance(self.managed[p].rule, self.own_rules or UpdateRule) for p in params)
 
     def _manage(self, group: dict[str, Any]) -> None:
         """Give every parameter of a group its rule, and its state where it has none yet."""
@@ -206,19 +235,22 @@ class EngineOptimizer(torch.optim.Optimizer, arguments.Configured, Generic[S]):
         return rates
 
     def routing_table(self) -> str:
-        """One line for each (role, shape, rule): how many tensors and their state on this process in MiB."""
-        rows: dict[tuple[str, str, str], list[int]] = {}
+        """One line for each (role, shape, rule, rate, decay): number of tensors, and state on this process in MiB."""
+        rows: dict[tuple[str, ...], list[int]] = {}
         for param, managed in self.managed.items():
-            size = sum(placement.local(t).nbytes for t in self.state[param].values())
-            shape = "x".join(map(str, param.shape))
-            row = rows.setdefault((role_of(managed.name), shape, type(managed.rule).__name__), [0, 0])
+            group = managed.group
+            role, shape = group.get("role") or role_of(managed.name), "x".join(map(str, param.shape))
+            rates = f"{float(group['lr']):.3g}", f"{float(group['weight_decay']):.3g}"
+            row = rows.setdefault((role, shape, type(managed.rule).__name__, *rates), [0, 0])
             row[0] += 1
-            row[1] += size
-        lines = [f"{'role':<17} {'shape':>12} {'rule':<19} {'tensors':>7} {'state MiB':>9}"]
-        for (role, shape, rule), (count, size) in rows.items():
-            lines.append(f"{role:<17} {shape:>12} {rule:<19} {count:>7} {size / 2**20:>9.2f}")
-        lines.append(f"{'total':<17} {'':>12} {'':<19} {len(self.managed):>7} {self.state_bytes() / 2**20:>9.2f}")
-        return "\n".join(lines)
+            row[1] += sum(placement.local(t).nbytes for t in managed.state.values())
+        head = f"{'role':<17} {'shape':>12} {'rule':<19} {'lr':>9} {'decay':>7} {'tensors':>7} {'state MiB':>9}"
+        lines = [
+            f"{role:<17} {shape:>12} {rule:<19} {lr:>9} {decay:>7} {count:>7} {size / 2**20:>9.2f}"
+            for (role, shape, rule, lr, decay), (count, size) in rows.items()
+        ]
+        total = f"{'total':<17} {'':>12} {'':<19} {'':>9} {'':>7} {len(self.managed):>7}"
+        return "\n".join([head, *lines, f"{total} {self.state_bytes() / 2**20:>9.2f}"])
 
     def state_dict(self) -> dict[str, Any]:
         """Groups and state, as torch's. Where parameters are sharded and an owner holds the state: a collective."""

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from .options import EngineOptions
+from .parts import RoutingOptions, using
 from .routing import ALL_PARAMETERS, Route, param_groups
 from .settings import Settings
 
@@ -53,8 +54,22 @@ class Method:
             object.__setattr__(self, "settings", self.kind.settings)
             object.__setattr__(self, "presets", {**self.kind.presets, **self.presets})
 
-    def make(self, model: nn.Module, lr: float, settings: Settings, options: EngineOptions) -> torch.optim.Optimizer:
+    def make(
+        self,
+        model: nn.Module,
+        lr: float,
+        settings: Settings,
+        options: EngineOptions,
+        routing: RoutingOptions | None = None,
+    ) -> torch.optim.Optimizer:
         """The optimizer for a model, its parameters routed to the method's rules."""
+        routing = routing or RoutingOptions()
+        with using(routing):
+            optimizer = self._make(model, lr, settings, options)
+        routing.apply(optimizer, getattr(settings, "weight_decay", 0.0))
+        return optimizer
+
+    def _make(self, model: nn.Module, lr: float, settings: Settings, options: EngineOptions) -> torch.optim.Optimizer:
         chosen = vars(options) if self.engine else {}
         if self.build is not None:
             return self.build(model, lr, settings, dict(chosen))
@@ -71,7 +86,7 @@ class Method:
         return EngineOptions(**{**self.presets, **arguments})
 
     def sort(self, arguments: Mapping[str, Any]) -> tuple[Settings, EngineOptions]:
-        """Keyword arguments of `build_optimizer` as settings and options.
+        """Keyword arguments of `build_optimizer` as settings and options, without those of the routing.
 
         Raises ValueError for an argument that the method does not take, or a value that is not allowed.
         """
@@ -81,7 +96,7 @@ class Method:
                 f"{self.name} is a class of another library, which stores its state and takes its steps in its own "
                 f"way: it has no {next(iter(given))}; leave it out or choose a method of this package"
             )
-        own = {name: value for name, value in arguments.items() if name not in given}
+        own = {name: v for name, v in arguments.items() if name not in given and name not in RoutingOptions.ACCEPTED}
         return self.settings.by_name(own, self.name), self.options(given)
 
 

@@ -18,7 +18,7 @@ from .roles import plain_names
 Group = dict[str, Any]
 OF_SCHEDULERS = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr", "lr_scale", "name")
 """Keys that learning-rate schedulers and their users write into groups."""
-OWN_OF_A_GROUP = ("params", "param_names", "route")
+OWN_OF_A_GROUP = ("params", "param_names", "route", "part")
 """Keys that stay those of the optimizer that loads."""
 
 

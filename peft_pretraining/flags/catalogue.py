@@ -31,7 +31,11 @@ def catalogue() -> tuple[Entry, ...]:
     found = find_spec("optimizers")
     assert found is not None and found.origin is not None
     package = Path(found.origin).parent
-    files = [*package.glob("*.py"), *package.glob("primitives/*.py"), package / "engine" / "options.py"]
+    files = [
+        *package.glob("*.py"),
+        *package.glob("primitives/*.py"),
+        *(package / "engine" / name for name in ("options.py", "parts.py")),
+    ]
     nodes = [node for path in files for node in ast.parse(path.read_text(encoding="utf-8")).body]
     classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
     calls = [_argument_of(node.value, "register") for node in nodes if isinstance(node, ast.Expr)]
@@ -44,7 +48,9 @@ def _entry(call: ast.Call, classes: dict[str, ast.ClassDef]) -> Entry:
     aliases = ast.literal_eval(stated["aliases"]) if "aliases" in stated else ()
     own = _name(stated["settings"]) if "settings" in stated else _parameter(classes[_name(call.args[2])], classes)
     engine = "engine" not in stated or ast.literal_eval(stated["engine"])
-    flags = _flags(own, classes) | (_flags("EngineOptions", classes) if engine else {})
+    flags = (
+        _flags(own, classes) | _flags("RoutingOptions", classes) | (_flags("EngineOptions", classes) if engine else {})
+    )
     return Entry(name, description, aliases, frozenset(spelling for names in flags.values() for spelling in names))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from optimizers.engine import registry
 from optimizers.engine.options import EngineOptions
+from optimizers.engine.parts import RoutingOptions
 from optimizers.engine.settings import Declared, Settings
 from peft_pretraining.errors import UsageError
 from peft_pretraining.flags.catalogue import catalogue
@@ -25,6 +26,7 @@ class OptimizerConfig(OptimizerFlags):
 
     settings: Settings
     options: EngineOptions | None
+    routing: RoutingOptions = RoutingOptions()
 
     @property
     def method(self) -> registry.Method:
@@ -59,7 +61,8 @@ def users_methods() -> list[registry.Method]:
 def sections_of(method: registry.Method) -> dict[str, type[Declared]]:
     """Heading in --help -> what is declared under it, for this method."""
     engine: dict[str, type[Declared]] = {"execution and state of the optimizer": EngineOptions} if method.engine else {}
-    return {f"hyperparameters of {method.name}": method.settings, **engine}
+    parts = {"parts of the model": RoutingOptions}
+    return {f"hyperparameters of {method.name}": method.settings, **parts, **engine}
 
 
 def flags_of(method: registry.Method) -> list[str]:
@@ -89,7 +92,9 @@ def optimizer_config(method: registry.Method, given: Mapping[str, Any]) -> Optim
             )
     try:
         settings, options = method.sort(own)
+        routing = RoutingOptions.from_arguments(own)
     except ValueError as error:
         raise UsageError(_SAID.sub(r"--\1 \2: \3", str(error))) from error
     shared = {name: given[name] for name in ("lr", "optimizer_file") if name in given}
-    return OptimizerConfig(method.name, settings=settings, options=options if method.engine else None, **shared)
+    chosen = options if method.engine else None
+    return OptimizerConfig(method.name, settings=settings, options=chosen, routing=routing, **shared)

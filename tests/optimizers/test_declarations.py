@@ -129,9 +129,9 @@ def test_what_nothing_reads_is_refused_with_the_nearest_name() -> None:
 
 
 def test_arguments_are_taken_by_position_as_in_the_release() -> None:
-    by_position = optimizers.GaLoreAdamW(weights(), 0.1, (0.8, 0.9), 1e-5, 0.2, False)
+    by_position = optimizers.GaLoreAdamW([{"params": weights(), "rank": 2}], 0.1, (0.8, 0.9), 1e-5, 0.2, False)
     by_name = optimizers.GaLoreAdamW(
-        weights(), lr=0.1, betas=(0.8, 0.9), eps=1e-5, weight_decay=0.2, correct_bias=False
+        [{"params": weights(), "rank": 2}], lr=0.1, betas=(0.8, 0.9), eps=1e-5, weight_decay=0.2, correct_bias=False
     )
     assert {k: v for k, v in by_position.param_groups[0].items() if k != "params"} == {
         k: v for k, v in by_name.param_groups[0].items() if k != "params"

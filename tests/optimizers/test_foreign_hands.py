@@ -130,7 +130,7 @@ def test_a_count_that_others_write_as_a_number() -> None:
 
 
 @pytest.mark.parametrize("flat", [False, True])
-@pytest.mark.parametrize("name", ["galore_adamw", "ldadamw", "sgd_boost", "adam_mini"])
+@pytest.mark.parametrize("name", ["galore_adamw", "ldadamw", "sgd_boost", "adam_mini", "muon"])
 def test_the_state_dicts_of_torch_distributed_checkpoint(name: str, flat: bool) -> None:
     """Saved under names, flattened or not, and loaded into an optimizer that has not stepped."""
     settings = {"rank": 4} if name in ("galore_adamw", "ldadamw") else {}

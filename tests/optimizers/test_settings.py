@@ -50,9 +50,9 @@ def mini(*named: tuple[str, tuple[int, ...]], **more: Any) -> Any:
     return optimizers.AdamMini(pairs, **{"dim": 8, "n_heads": 2, **more})
 
 
-@pytest.mark.parametrize("name", ["layers.0.self_attn.qkv_proj.weight", "h.0.attn.c_attn.weight", "encoder.mystery"])
+@pytest.mark.parametrize("name", ["encoder.mystery", "decoder.mixing.weight"])
 def test_adam_mini_refuses_what_it_would_have_to_guess(name: str) -> None:
-    with pytest.raises(ValueError, match=name.split(".")[-2]):
+    with pytest.raises(ValueError, match=name):
         mini((name, (24, 8)))
 
 
@@ -74,11 +74,6 @@ def tied_llama() -> LlamaForCausalLM:
     model.lm_head.weight = model.model.embed_tokens.weight
     model.config.tie_word_embeddings = True
     return model
-
-
-def test_adam_mini_refuses_a_tied_matrix_by_name() -> None:
-    with pytest.raises(ValueError, match="embed_tokens"):
-        optimizers.build_optimizer("adam_mini", tied_llama(), lr=0.01)
 
 
 def test_subset_norm_treats_a_tied_embedding_as_the_linear() -> None:

@@ -273,7 +273,7 @@ def test_a_method_file_brings_its_flags(root: Path, tmp_path: Path) -> None:
     words = ["--model_config", str(root / "configs/llama_9m.json"), "--optimizer_file", str(path)]
     done = in_process(PARSE, *words, "--optimizer", "toy", "--wobble", "0.5")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "{'wobble': 0.5}"
+    assert done.stdout.strip().startswith("{'wobble': 0.5, ")
     assert "--wobble X" in in_process(PARSE, *words, "--help").stdout
     refused = in_process(PARSE, *words, "--optimizer", "toy", "--state_dtype", "int8")
     assert "--state_dtype int8 is not used by --optimizer toy" in refused.stderr
