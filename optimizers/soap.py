@@ -8,8 +8,8 @@
 A side longer than max_precond_dim has no basis. Vectors get Adam, which skips its first gradient too. A refresh comes
 before the update that uses it instead of after the one before, which is the same.
 
-Where m and n differ by two or more and both sides have a basis, the longer side's matrix is singular at first and its
-null space gets whatever basis the eigensolver returns: two right implementations then differ."""
+Where m and n differ by two or more and both sides have a basis, the longer side's matrix is singular at first: its null
+space gets whatever basis the eigensolver returns, and two right implementations differ."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class SoapStep(UpdateRule):
         if self.h.normalize_grads:
             step = step / step.square().mean().sqrt().clamp_min(SMALLEST_RMS)
         for side in self.sides:
-            state[f"gram_{side}"].lerp_(gram(grad, side), 1.0 - self._shampoo_beta)
+            state[f"gram_{side}"].lerp_(pr.gram(grad, side), 1.0 - self._shampoo_beta)
         return step * s["step_size"]
 
     @property
@@ -96,14 +96,13 @@ class SoapStep(UpdateRule):
 
     def refresh(self, grad: Tensor, state: State, rng: torch.Generator) -> bool:
         if self.initialised(state):
-            turned = {side: power_iteration(state, side) for side in self.sides}
-            for side, (basis, order) in turned.items():
+            for side, (basis, order) in {side: power_iteration(state, side) for side in self.sides}.items():
                 turn_moments(state, side, basis, order)
             return True
         if not grad.any():
             return False
-        grams = {side: gram(grad, side) * (1.0 - self._shampoo_beta) for side in self.sides}
-        for side, basis in {side: eigenvectors(matrix, side) for side, matrix in grams.items()}.items():
+        grams = {side: pr.gram(grad, side) * (1.0 - self._shampoo_beta) for side in self.sides}
+        for side, basis in {side: pr.eigenbasis(matrix, side) for side, matrix in grams.items()}.items():
             state[f"gram_{side}"].copy_(grams[side])
             state[f"basis_{side}"].copy_(basis)
         return True
@@ -113,17 +112,6 @@ class SoapStep(UpdateRule):
 
     def bases(self, state: State) -> Bases:
         return {f"basis_{side}": (state[f"basis_{side}"], side) for side in self.sides}
-
-
-def gram(matrix: Tensor, side: Side) -> Tensor:
-    """G G' on the left, G' G on the right."""
-    return product(matrix, matrix.mT) if side == "left" else product(matrix.mT, matrix)
-
-
-def eigenvectors(matrix: Tensor, side: Side) -> Tensor:
-    """Eigenvectors of a symmetric matrix, those of the largest eigenvalues first; raises torch.linalg.LinAlgError."""
-    vectors = torch.linalg.eigh(matrix).eigenvectors.flip(-1)
-    return vectors if side == "left" else vectors.mT
 
 
 def power_iteration(state: State, side: Side) -> tuple[Tensor, Tensor]:

@@ -91,3 +91,14 @@ def power_iteration(matrix: Tensor, basis: Tensor, side: Side, narrow: bool = Fa
         image = product(matrix.mT, product(matrix, basis.mT, narrow), narrow)
         return torch.linalg.qr(image).Q.mT.contiguous()
     return torch.linalg.qr(product(matrix, product(matrix.mT, basis, narrow), narrow)).Q
+
+
+def gram(matrix: Tensor, side: Side) -> Tensor:
+    """G G' on the left, G' G on the right."""
+    return product(matrix, matrix.mT) if side == "left" else product(matrix.mT, matrix)
+
+
+def eigenbasis(symmetric: Tensor, side: Side) -> Tensor:
+    """A basis of all eigenvectors, those of the largest eigenvalues first; raises torch.linalg.LinAlgError."""
+    vectors = torch.linalg.eigh(symmetric).eigenvectors.flip(-1)
+    return vectors if side == "left" else vectors.mT
