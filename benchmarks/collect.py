@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import write_result
+from peft_pretraining.run_folder.layout import SUMMARY
 
 
 def collect(folder: Path) -> dict[str, Any]:
     """The summaries of a folder's finished runs, without paths."""
     found = {}
-    for path in sorted(folder.glob("*/summary.json")):
+    for path in sorted(folder.glob(f"*/{SUMMARY}")):
         summary = json.loads(path.read_text(encoding="utf-8"))
         found[path.parent.name] = {k: v for k, v in summary.items() if isinstance(v, int | float)}
     return found

@@ -25,6 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.common import ROOT, write_result
+from peft_pretraining.run_folder.layout import METRICS, SUMMARY, RunFolder
 
 GRID = Path(__file__).with_suffix(".json")
 TIMED = 50  # the last updates, whose median time is quoted
@@ -34,7 +35,7 @@ def train(flags: list[str], folder: Path) -> dict[str, Any]:
     """One run in a process and one thread of its own; its summary, from the run folder if it is done already."""
     name = hashlib.sha256(" ".join(flags).encode()).hexdigest()[:16]
     run = folder / name
-    if not (run / "summary.json").exists():
+    if not (run / SUMMARY).exists():
         shutil.rmtree(run, ignore_errors=True)
         run.mkdir(parents=True)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
@@ -43,10 +44,10 @@ def train(flags: list[str], folder: Path) -> dict[str, Any]:
         (folder / f"{name}.log").write_text(done.stdout + done.stderr)
         if done.returncode != 0:
             return {"failed": (done.stderr or done.stdout).strip().splitlines()[-1]}
-        for weights in run.glob("model_*"):
+        for _, weights in RunFolder(run).checkpoints():
             shutil.rmtree(weights)
-    summary = json.loads((run / "summary.json").read_text())
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((run / SUMMARY).read_text())
+    lines = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
     updates = [line for line in lines if "loss" in line][-TIMED:]
     median = {k: statistics.median(line[k] for line in updates) for k in ("step_seconds", "optimizer_seconds")}
     speed = statistics.median(line["tokens_per_second"] for line in updates)

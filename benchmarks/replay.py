@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 import torchrun_main
+from peft_pretraining.run_folder.layout import METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = ROOT / "tests" / "data" / "replay"
@@ -79,7 +80,7 @@ def replay(
         status = torchrun_main.main([*words, *further])
         if status:
             raise RuntimeError(f"{label}: exit status {status}")
-        lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (place / METRICS).read_text().splitlines()]
     trained = [line for line in lines if "loss" in line]
     ours = {line["update_step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
     theirs = {update: loss for update, loss in run["evaluation"] if update in ours}

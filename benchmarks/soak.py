@@ -30,6 +30,7 @@ import psutil
 from tqdm import tqdm
 
 from benchmarks.common import RESULTS, ROOT, write_result
+from peft_pretraining.run_folder.layout import METRICS
 
 matplotlib.use("Agg")
 FLAGS = shlex.split(
@@ -158,7 +159,7 @@ def main() -> int:
     flags = [*FLAGS, *every, "--save_dir", str(arguments.folder)]
     with open(arguments.folder / "log", "w") as log:
         command = [sys.executable, "torchrun_main.py", *flags]
-        samples, updates, status = watch(command, arguments.folder / "metrics.jsonl", log, 60 * arguments.minutes)
+        samples, updates, status = watch(command, arguments.folder / METRICS, log, 60 * arguments.minutes)
     warm_up = 60 * arguments.warm_up
     found = windows(samples, updates, warm_up, 60 * arguments.window)
     verdicts = judge(found, status)

@@ -33,6 +33,7 @@ from benchmarks.training_loops import c4_batches, harness_loop
 from peft_pretraining.cli.parse import parse_config
 from peft_pretraining.distributed.world import session
 from peft_pretraining.model.llama import ModelConfig, build_model, parameter_count
+from peft_pretraining.run_folder.layout import METRICS
 from peft_pretraining.training.evaluation import evaluate
 from peft_pretraining.training.preemption import StopSignals
 from peft_pretraining.training.run import restore_or_start, run_folder
@@ -86,8 +87,8 @@ def start() -> dict[str, Any]:
             words += ["--eval_tokens", "2K", "--save_dir", f"{folder}/run"]
             started = time.time()
             subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
-            seconds.append((Path(folder) / "run" / "metrics.jsonl").stat().st_ctime - started)
-            lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
+            seconds.append((Path(folder) / "run" / METRICS).stat().st_ctime - started)
+            lines = (Path(folder) / "run" / METRICS).read_text().splitlines()
             assert "loss" in json.loads(lines[0])
     return {"seconds": seconds[-1], "includes": "one update of 16 x 256 and the evaluation of 2,000 tokens"}
 
@@ -119,7 +120,7 @@ def _on_processes(count: int, flags: str, updates: int) -> dict[str, float]:
         words += f"--batch_size 4 --num_training_steps {updates + 2} --eval_tokens 2K --workers 0".split()
         words += ["--save_dir", f"{folder}/run"]
         subprocess.run(words, cwd=ROOT, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        lines = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (Path(folder) / "run" / METRICS).read_text().splitlines()]
     trained = [line for line in lines if "loss" in line][2:]
     keys = ("step_seconds", "communication_seconds", "sent_mib")
     return {key: statistics.median(line.get(key, 0.0) for line in trained) for key in keys}

@@ -23,7 +23,7 @@ from peft_pretraining.errors import UsageError
 from peft_pretraining.flags.fields import TokenCount
 from peft_pretraining.model.llama import PretrainingLlama
 from peft_pretraining.model.loading import load_checkpoint
-from peft_pretraining.run_folder.layout import newest_checkpoint
+from peft_pretraining.run_folder.layout import STATE_FOLDER, TRAINER, newest_checkpoint
 from peft_pretraining.training.evaluation import Evaluation, evaluate_batches
 
 
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _trained_length(checkpoint: Path) -> int:
     """The row length that the checkpoint was trained with; 256 where it does not say."""
     try:
-        trainer = json.loads((checkpoint / "training_state" / "trainer.json").read_text(encoding="utf-8"))
+        trainer = json.loads((checkpoint / STATE_FOLDER / TRAINER).read_text(encoding="utf-8"))
         return int(trainer["config"]["data"]["max_length"])
     except (OSError, ValueError, KeyError, TypeError):
         return DataConfig.max_length

@@ -28,11 +28,13 @@ import json
 import sys
 from pathlib import Path
 
+from peft_pretraining.run_folder.layout import LOSS_CURVE, METRICS, RunFolder
+
 folder = Path(sys.argv[1])
-lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
 losses = [line["loss"] for line in lines if line.get("loss") is not None]
 checked = [line for line in lines if "eval_perplexity" in line]
-checkpoint = max(folder.glob("model_*"), key=lambda path: int(path.name.removeprefix("model_")))
+checkpoint = RunFolder(folder).checkpoints()[0][1]
 last = sum(losses[-10:]) / len(losses[-10:])
 
 print()
@@ -40,5 +42,5 @@ print(f"training loss          {losses[0]:.2f} at the first update, {last:.2f} o
 if checked:
     print(f"validation perplexity  {checked[-1]['eval_perplexity']:.1f} ({checked[-1]['eval_tokens']} tokens)")
 print(f"checkpoint             {checkpoint}")
-print(f"loss curve             {folder / 'loss.png'}")
+print(f"loss curve             {folder / LOSS_CURVE}")
 PYTHON

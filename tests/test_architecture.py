@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from optimizers.engine import registry
+from peft_pretraining.run_folder import layout
 from tests.source_code import ROOT, docstrings, files, imported_files, imports, name, tree
 
 HARNESS = files("peft_pretraining", "torchrun_main.py")
@@ -35,6 +36,7 @@ FLOORS = (
         "peft_pretraining/sweep",
         "peft_pretraining/memory",
         "peft_pretraining/finetuning",
+        "peft_pretraining/__main__.py",
         "peft_pretraining/generate.py",
         "peft_pretraining/tokenizer.py",
         "peft_pretraining/evaluate.py",
@@ -190,3 +192,23 @@ def called(node: ast.Call) -> str:
 
 def keywords(node: ast.Call) -> dict[str, ast.expr]:
     return {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
+
+
+LAYOUT = ROOT / "peft_pretraining" / "run_folder" / "layout.py"
+
+
+def test_names_of_a_run_folders_files_have_one_owner() -> None:
+    texts = {value for value in vars(layout).values() if isinstance(value, str)} - {layout.MANIFEST}
+    names = {text for text in texts if re.fullmatch(r"[a-z_]+\.[a-z]+", text)}
+    assert {"run.json", "metrics.jsonl", "summary.json"} <= names
+    typed = [
+        f"{name(path)}:{node.lineno}"
+        for path in files("peft_pretraining", "benchmarks", *COMMANDS)
+        if path != LAYOUT
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Constant) and node.value in names
+        if name(path) != "peft_pretraining/cli/parse.py"  # which shows one in its help
+    ]
+    assert typed == []
+    script = (ROOT / "scripts" / "reproduce_table.sh").read_text()
+    assert set(re.findall(r"\$run/([a-z_.]+)", script)) <= names

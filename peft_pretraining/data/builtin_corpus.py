@@ -14,10 +14,8 @@ import json
 import multiprocessing
 import os
 import platform
-import shutil
 import sys
 import sysconfig
-import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -28,6 +26,7 @@ from filelock import FileLock
 from loguru import logger
 from tqdm import tqdm
 
+from peft_pretraining.atomic_write import replacing
 from peft_pretraining.data.c4_files import write_shard
 from peft_pretraining.data.cache import cache_folder
 from peft_pretraining.data.holdout import HELD_OUT_OF
@@ -158,20 +157,16 @@ def _build(folder: Path) -> None:
     started = time.monotonic()
     logger.info("building the builtin corpus (once for these package versions) in {}", folder)
     documents = docstrings()
-    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    try:
+    with replacing(folder) as partial:
+        partial.mkdir()
         apart = split_apart([text for _, text in documents], HELD_OUT_OF)
         train = [document for document, held in zip(documents, apart, strict=True) if not held]
         held_out = [document for document, held in zip(documents, apart, strict=True) if held]
         for index in range(_TRAIN_SHARDS):
             name = f"en/c4-train.{index:05d}-of-{_TRAIN_SHARDS:05d}.json.gz"
-            write_shard(temporary / name, train[index::_TRAIN_SHARDS])
-        write_shard(temporary / "en/c4-validation.00000-of-00001.json.gz", held_out)
-        follow_umask(temporary)
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+            write_shard(partial / name, train[index::_TRAIN_SHARDS])
+        write_shard(partial / "en/c4-validation.00000-of-00001.json.gz", held_out)
+        follow_umask(partial)
     logger.info(
         "built the builtin corpus: {} documents, {:.1f} MB of text, in {:.0f} s",
         len(documents),

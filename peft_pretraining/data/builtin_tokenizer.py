@@ -1,7 +1,5 @@
 """A byte-level BPE of the model's vocabulary, trained once on the builtin corpus."""
 
-import shutil
-import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 from loguru import logger
 
+from peft_pretraining.atomic_write import replacing
 from peft_pretraining.data import builtin_corpus
 from peft_pretraining.data.cache import cache_folder
 from peft_pretraining.errors import UsageError
@@ -68,11 +67,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> "Tokenizer":
 def _train(corpus: Path, vocab_size: int, file: Path) -> None:
     started = time.monotonic()
     tokenizer = train_bpe(builtin_corpus.texts(corpus), vocab_size)
-    temporary = Path(tempfile.mkdtemp(dir=file.parent))
-    try:
-        tokenizer.save(str(temporary / file.name))
-        follow_umask(temporary)
-        (temporary / file.name).rename(file)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with replacing(file) as partial:
+        tokenizer.save(str(partial))
+        follow_umask(partial)
     logger.info("trained a tokenizer of {} ids in {:.0f} s", vocab_size, time.monotonic() - started)

@@ -11,6 +11,7 @@ import numpy as np
 from filelock import FileLock
 from loguru import logger
 
+from peft_pretraining.atomic_write import replacing
 from peft_pretraining.data.background import Background
 from peft_pretraining.data.cache import cache_folder
 from peft_pretraining.data.config import DataConfig
@@ -65,9 +66,9 @@ class EvaluationSet:
                 if (kept := _kept(file)) is not None:
                     return kept
                 ids, ends = self._tokenize()
-                save_file({"ids": ids, "ends": ends}, file.with_suffix(".partial"))
-                follow_umask(file.with_suffix(".partial"))
-                file.with_suffix(".partial").replace(file)
+                with replacing(file) as partial:
+                    save_file({"ids": ids, "ends": ends}, partial)
+                    follow_umask(partial)
                 return ids, ends
         except OSError as error:
             raise UsageError(

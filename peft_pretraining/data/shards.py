@@ -15,12 +15,11 @@ from loguru import logger
 from peft_pretraining.data.holdout import HELD_OUT_OF, Document, is_held_out
 from peft_pretraining.data.splits import split
 from peft_pretraining.errors import UsageError
+from peft_pretraining.run_folder.layout import CONFIGURATION
 
 _KINDS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet", ".txt": "text", ".bin": "ids"}
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 FORMATS = "json, jsonl, ndjson or txt (also with .gz or .zst), parquet, or bin (token ids)"
-# A folder that holds this file is the folder of a run.
-_RUN_FILE = "run.json"
 _NAMED_AT_MOST = 5
 
 
@@ -115,7 +114,7 @@ def _data_files(root: Path) -> Iterable[Path]:
     """Files by the ends of their names, in order; without hidden ones and without what runs have written."""
     for folder, folders, files in os.walk(root):
         inside = Path(folder) != root
-        if inside and _RUN_FILE in files:
+        if inside and CONFIGURATION in files:  # the folder of a run
             folders.clear()
             continue
         folders[:] = sorted(name for name in folders if not _hidden(name))

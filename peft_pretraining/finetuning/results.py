@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from peft_pretraining.atomic_write import write_atomically
+
 
 @dataclass(frozen=True)
 class SeedResult:
@@ -25,9 +27,7 @@ def write_results(path: Path, settings: Mapping[str, object], results: Sequence[
     """Write settings and the results of all seeds as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"settings": dict(settings), "seeds": [asdict(result) for result in results]}
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
+    write_atomically(path, json.dumps(content, indent=1) + "\n")
 
 
 def table(results: Sequence[SeedResult], *, percent: bool = True) -> str:

@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger.remove()
     logger.add(sys.stderr, level="WARNING", format="{message}")
     if {"-h", "--help"} & set(words):
-        print(f"{__doc__}\nFlags of the run:\n")
+        with reader_may_leave():
+            print(f"{__doc__}\nFlags of the run:\n")
     try:
         if _value(words, "--optimizer") == ALL:
             with reader_may_leave():

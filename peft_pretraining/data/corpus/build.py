@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 from loguru import logger
 
+from peft_pretraining.atomic_write import replacing
 from peft_pretraining.data.c4_files import write_shard
 from peft_pretraining.data.corpus.packages import Unavailable, fetch, files
 from peft_pretraining.data.corpus.sources import SOURCES, Document, by_rank
@@ -48,16 +47,11 @@ def build(output: Path, names: Sequence[str], out_of_domain: str | None, downloa
     archives = _fetch_all(names, downloads, optional)
     taken = _take(archives, out_of_domain)
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        written = [*_write(temporary, taken, out_of_domain), *_write_tokenizer(temporary, downloads)]
+    with replacing(output) as partial:
+        partial.mkdir()
+        written = [*_write(partial, taken, out_of_domain), *_write_tokenizer(partial, downloads)]
         manifest = _manifest(taken, out_of_domain, written)
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        temporary.chmod(0o755)
-        temporary.rename(output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return output / MANIFEST
 
 
