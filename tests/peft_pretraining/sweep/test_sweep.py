@@ -264,7 +264,7 @@ def test_the_array_script_has_a_task_for_every_cell(tmp_path: Path) -> None:
         methods={"adamw": {"lr": [0.01, 0.02]}, "lion": {"lr": [0.01, 0.02]}},
         search={"budget": 3},
         limits={"jobs": 2, "threads": 3},
-        slurm={"gres": "gpu:1", "time": "1:00:00", "mem_per_cpu": "2G", "cpus_per_task": 3, "requeue": False},
+        slurm={"gres": "gpu:1", "time": "1:00:00", "mem_per_cpu": "2G", "cpus_per_task": 3},
     )
     script = tmp_path / "array.sh"
     assert main([str(path), "--slurm", str(script), "--task", "0"]) == 2
@@ -273,8 +273,16 @@ def test_the_array_script_has_a_task_for_every_cell(tmp_path: Path) -> None:
     assert "--cpus-per-task=3" in script.read_text() and "--threads 3" in script.read_text()
     assert main([str(path), "--slurm", str(script)]) == 0
     text = script.read_text()
-    for option in ("--array=0-1%2", "--cpus-per-task=3", "--gres=gpu:1", "--time=1:00:00", "--requeue\n"):
+    for option in (
+        "--array=0-1%2",
+        "--cpus-per-task=3",
+        "--gres=gpu:1",
+        "--time=1:00:00",
+        "--requeue\n",
+        "--mem-per-cpu=2G",
+    ):
         assert f"#SBATCH {option}" in text
+    assert text.count("--cpus-per-task") == 1, "underscores name the same option"
     subprocess.run(["bash", "-n", str(script)], check=True)
 
 
