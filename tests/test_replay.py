@@ -29,7 +29,7 @@ EARLY = 60  # updates: the warm-up, and for GaLore the second basis
 
 @pytest.mark.parametrize("name", ["galore_adamw", "adam_mini", "rmsprop_sn_corrected"])
 def test_first_updates(name: str) -> None:
-    found = replay("float32", name, EARLY, further(name))
+    found = replay("float32", name, EARLY)
     assert len(found.losses) == EARLY
     assert found.deviation < FLOAT32[name]
     assert found.lrs == pytest.approx(found.recorded_lrs, rel=1e-6, abs=1e-12)
@@ -51,7 +51,7 @@ def test_bfloat16() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FLOAT32)
 def test_whole_run(name: str) -> None:
-    found = replay("float32", name, UPDATES, further(name))
+    found = replay("float32", name, UPDATES)
     assert found.deviation < FLOAT32[name]
     for update, loss in found.recorded_evaluations.items():
         assert found.evaluations[update] == pytest.approx(loss, rel=max(1e-5, 2 * FLOAT32[name]))
@@ -61,13 +61,8 @@ def test_whole_run(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in recorded_runs()["bfloat16"] if name != "adamw_snsm"])
 def test_whole_run_in_bfloat16(name: str) -> None:
     """Four times the released harness' own deviation: both are noise of roundings."""
-    found = replay("bfloat16", name, UPDATES, further(name))
+    found = replay("bfloat16", name, UPDATES)
     assert found.rerun_deviation is not None and found.deviation < 4 * found.rerun_deviation
-
-
-def further(name: str) -> list[str]:
-    """The release of RMSProp-SN leaves out the correction of the bias; AdamW-SN's does not."""
-    return ["--no_correct_bias"] if name == "rmsprop_sn" else []
 
 
 BASE = ["--model_config", str(RECORDED / "config.json"), "--single_gpu"]
