@@ -124,8 +124,8 @@ def test_what_nothing_reads_is_refused_with_the_nearest_name() -> None:
         optimizers.GaLoreAdamW(weights(), weight_deacy=0.1)
     with pytest.raises(ValueError, match="does not take rnk; did you mean rank?"):
         optimizers.build_optimizer("galore_adamw", tiny_llama(), 0.01, rnk=8)
-    with pytest.raises(ValueError, match="does not take correct_bias"):
-        optimizers.build_optimizer("galore_adamw", tiny_llama(), 0.01, correct_bias=False)
+    with pytest.raises(ValueError, match="does not take enable_lowrank"):
+        optimizers.build_optimizer("ldadamw", tiny_llama(), 0.01, enable_lowrank=False)
 
 
 def test_arguments_are_taken_by_position_as_in_the_release() -> None:
