@@ -112,7 +112,9 @@ class ProjectedStep(UpdateRule):
     def refresh(self, grad: Tensor, state: State, rng: torch.Generator) -> bool:
         if not grad.any():
             return False
-        source = torch.randn(grad.shape, generator=rng).to(grad.device) if self.h.proj_type == "random" else grad
+        source = grad
+        if self.h.proj_type == "random":  # the generator is the CPU's, whatever the default device
+            source = torch.randn(grad.shape, generator=rng, device="cpu").to(grad.device)
         basis = self._basis(source, self.side, rng)
         if self.h.rotate_moments:
             rotate(state, basis, self.side)

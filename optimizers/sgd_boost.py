@@ -4,8 +4,8 @@ Once for each parameter, from its first non-zero gradient: gain = ||G||_2 / (std
 tensor. buffer = G on the first update, E[G]_momentum later; W <- W (1 - lr wd) - lr gain buffer.
 
 Deviations from the released code: the gain is state, saved and loaded; a parameter whose first gradient comes late
-or is zero gets its own gain then; one element, whose std is undefined, has gain 1; momentum 0 keeps no buffer;
-mathematics in float32."""
+or is zero gets its own gain then; one element, whose std is undefined, has gain 1; a gradient without spread has at
+most 10 sqrt(elements); momentum 0 keeps no buffer; mathematics in float32."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ class BoostSettings(Settings):
     weight_decay: float = hyper(0.0, "decoupled weight decay, applied before the step", at_least=0.0, released=1e-2)
 
 
+LARGEST_GAIN = 10.0
+"""The gain's bound in units of sqrt(elements), which is the gain of a gradient without a mean."""
+
+
 @dataclass(frozen=True)
 class BoostedStep(UpdateRule):
     """SGD with momentum, times the gain of the first gradient (arXiv 2412.11768, algorithm 1)."""
@@ -51,7 +55,11 @@ class BoostedStep(UpdateRule):
         norm = torch.linalg.vector_norm(grad)
         if norm == 0:
             return False
-        state["gain"].copy_(norm / (grad.std() + self.h.eps) if grad.numel() > 1 else torch.ones(()))
+        if grad.numel() == 1:
+            state["gain"].fill_(1.0)
+            return True
+        gain = norm / (grad.std() + self.h.eps)
+        state["gain"].copy_(gain.clamp(max=LARGEST_GAIN * grad.numel() ** 0.5))
         return True
 
     def initialised(self, state: State) -> bool:

@@ -153,7 +153,7 @@ class ManagedParameter:
     def _allocate(self) -> State:
         if self.quantised and self.placement.holds_state:
             precision.prepare_codes(self.param.device)
-        state = {"step": torch.zeros((), dtype=torch.int64)}
+        state = {"step": torch.zeros((), dtype=torch.int64, device="cpu")}
         for name, (shape, dtype) in self.layout().items():
             if name != "step" and self.placement.holds_state:
                 state[name] = self.placement.allocate(shape, dtype, self.param.device)

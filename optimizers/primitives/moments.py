@@ -55,6 +55,6 @@ def adafactor_update(grad: Tensor, rows: Tensor | None, columns: Tensor, s: Scal
     else:
         rows.add_((square.mean(dim=-1) - rows) * weight)
         columns.add_((square.mean(dim=-2) - columns) * weight)
-        update = grad * (rows / rows.mean()).rsqrt().unsqueeze(-1) * columns.rsqrt()
+        update = grad * (rows / rows.mean(dim=-1, keepdim=True)).rsqrt().unsqueeze(-1) * columns.rsqrt().unsqueeze(-2)
     rms = update.square().mean().sqrt()
     return update / torch.clamp(rms / clip, min=1.0)

@@ -75,7 +75,7 @@ def randomized_basis(matrix: Tensor, rank: int, side: Side, rng: torch.Generator
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
     r = clamp_rank(tuple(matrix.shape), rank)
     width = min(r + 8, tall.shape[1])
-    q = torch.randn(tall.shape[1], width, generator=rng).to(matrix.device)
+    q = torch.randn(tall.shape[1], width, generator=rng, device="cpu").to(matrix.device)
     for _ in range(iterations):
         q = torch.linalg.qr(product(tall.mT, product(tall, q))).Q
     image = product(tall, q)
