@@ -100,6 +100,9 @@ class AdamWSNSM(EngineOptimizer[SubspaceMomentumSettings]):
         refuse_rank(param_group.get("rank", self.defaults["rank"]), param_group)
         super().add_param_group(param_group)
 
+    own_rules = (SubspaceMomentumStep,)
+    chosen_by = "matrices of groups with a rank"
+
     def rule_for(self, h: SubspaceMomentumSettings, param: Tensor) -> UpdateRule:
         if h.rank is None or param.ndim != 2:
             return AdamStep(h.beta1, h.beta2, h.eps, h.correct_bias)

@@ -161,7 +161,8 @@ def test_the_table_has_a_line_for_each_kind() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["GaLoreAdamW", "GaLoreAdamW8bit", "GaLoreAdafactor", "GaLoreLion", "LDAdamW", "AdamWSN"]
+    "kind",
+    ["GaLoreAdamW", "GaLoreAdamW8bit", "GaLoreAdafactor", "GaLoreLion", "LDAdamW", "AdamWSN", "FiraAdamW", "AdamWSNSM"],
 )
 def test_a_class_that_would_not_be_its_method_is_refused(kind: str) -> None:
     """Plain AdamW under the name of a method: the key of groups that chooses it is named."""
