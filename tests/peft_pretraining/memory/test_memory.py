@@ -68,7 +68,7 @@ def test_the_prediction_is_within_five_percent_of_the_bytes_of_real_updates(
     tmp_path: Path, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rounding on a CPU has temporaries of its own: the prediction is for accelerators, whose way is measured here."""
-    monkeypatch.setattr(precision, "_round_on_cpu", precision._round_bits)
+    monkeypatch.setattr(precision, "_power_on_cpu", precision._power)
     config = configuration(tmp_path, *words.split())
     predicted, real = predict(config), measured(config)
     assert predicted.peak == pytest.approx(real.peak, rel=0.05)
