@@ -300,7 +300,7 @@ def non_finite(params: Sequence[Tensor]) -> set[Tensor]:
 
     Waits for the device once.
     """
-    if not params:
+    if not params or local(params[0]).is_meta:  # tensors without data predict memory
         return set()
     device = local(params[0]).device
     gradients = [local(p.grad) for p in params if p.grad is not None]
