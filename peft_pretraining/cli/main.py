@@ -13,6 +13,7 @@ from peft_pretraining.training.preemption import StopSignals
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; says mistakes and known failures in one message, without a traceback."""
+    _prepare_allocator()
     rank, config = int(os.environ.get("RANK", "0")), None
     configure_logging(rank, processes=int(os.environ.get("WORLD_SIZE", "1")))
     try:
@@ -30,6 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunFailed as error:
         logger.error("{}", error)
         return 1
+
+
+def _prepare_allocator() -> None:
+    """Has torch's CUDA allocator grow its segments instead of keeping blocks that fit no other request.
+
+    Torch reads this once, so it is set before torch is imported. What the user has set, by either name, is left alone.
+    """
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 
 if __name__ == "__main__":
