@@ -147,6 +147,12 @@ def test_methods_do_not_import_one_another() -> None:
     assert wrong == []
 
 
+@pytest.mark.parametrize("stem", ("apollo", "dion2", "fira", "muon", "scale", "soap", "subspace_momentum"))
+def test_a_method_on_the_engine_is_short(stem: str) -> None:
+    """What is common to methods belongs to the engine; the mathematics of one fits under 150 lines."""
+    assert len((ROOT / "optimizers" / f"{stem}.py").read_text(encoding="utf-8").splitlines()) < 150
+
+
 @pytest.mark.parametrize("path", [*HARNESS, *files("optimizers/engine")], ids=name)
 def test_no_method_is_named_outside_its_file(path: Path) -> None:
     names = {n for method in registry.methods() for n in (method.name, *method.aliases)}

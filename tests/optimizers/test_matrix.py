@@ -16,9 +16,10 @@ def covering() -> list[Cell]:
         for variant in variants(method):
             plain = Cell(method, variant)
             cells += [replace(plain, parallel="ddp", per_layer=True), replace(plain, parallel="fsdp")]
-        cells += [Cell(method, variants(method)[0], parallel="ddp"), Cell(method, parallel="fsdp", per_layer=True)]
+        first = Cell(method, variants(method)[0])
+        cells += [replace(first, parallel="ddp"), replace(first, parallel="fsdp", per_layer=True)]
         parallel, dtype, per_layer = pairs[number % len(pairs)]
-        cells.append(Cell(method, variants(method)[0], dtype, "eager", per_layer, parallel))
+        cells.append(replace(first, state_dtype=dtype, per_layer=per_layer, parallel=parallel))
     return cells
 
 
