@@ -286,17 +286,19 @@ def main() -> None:
     arguments = parser.parse_args()
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     torch.set_num_threads(1 if arguments.cpu_time else arguments.threads)
-    limits = {str(dtype): matmul_rate(dtype, clock=clock) for dtype in (torch.float32, torch.bfloat16)}
-    refresh = refresh_seconds(3, clock)
+    dtypes, cases = [getattr(torch, name) for name in arguments.dtypes.split(",")], arguments.cases.split(",")
+    limits = {str(dtype): matmul_rate(dtype, clock=clock) for dtype in dtypes}
     print(
         ", ".join(f"{key} {value / 1e9:.0f} G/s" for key, value in limits.items()), f"{torch.get_num_threads()} threads"
     )
-    print(f"bases of the model: svd {refresh['svd']:.2f} s, randomized {refresh['randomized']:.2f} s")
+    refresh = refresh_seconds(3, clock) if "galore" in cases else {}
+    if refresh:
+        print(f"bases of the model: svd {refresh['svd']:.2f} s, randomized {refresh['randomized']:.2f} s")
     head = ("method", "dtype", "peer", "time / peer", "speed-up", "ms", "peer ms", "bound ms", "of bound")
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|", flush=True)
     rows = []
-    for dtype in (getattr(torch, name) for name in arguments.dtypes.split(",")):
-        for name in arguments.cases.split(","):
+    for dtype in dtypes:
+        for name in cases:
             ends = name in ELEMENTWISE or not arguments.decoder_alone
             row = compare(name, dtype, ends, arguments.repeats, limits, clock)
             if name == "galore":
