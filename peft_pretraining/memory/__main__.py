@@ -120,7 +120,7 @@ def _print_table(words: Sequence[str]) -> None:
 
 def _value(words: Sequence[str], flag: str) -> str | None:
     """The value of a flag, written beside it or after '='."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):  # no words: nothing to pair
         if word == flag:
             return following
         if word.startswith(f"{flag}="):

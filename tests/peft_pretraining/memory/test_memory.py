@@ -131,6 +131,7 @@ def test_a_reader_that_has_read_enough_is_no_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        ("", "--optimizer is required"),
         ("--model_config nowhere.json --optimizer adamw", "nowhere.json"),
         ("--model_config MODEL --optimizer adamww", "did you mean"),
         ("--model_config MODEL --optimizer adamw --parallel fsdp", "one process"),
