@@ -41,6 +41,8 @@ def training_texts(config: DataConfig, most_bytes: int) -> Iterator[str]:
                 share -= len(text.encode())
                 left -= len(text.encode())
                 yield text
+                if share <= 0:
+                    break
             if share <= 0:
                 break
 

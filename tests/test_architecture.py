@@ -48,7 +48,7 @@ FLOORS = (
 
 
 def method_files() -> dict[str, Path]:
-    return {path.stem: path for path in OPTIMIZERS if path.parent.name == "optimizers" and path.stem != "__init__"}
+    return {path.stem: path for path in OPTIMIZERS if path.parent.name == "optimizers" and path.stem not in ("__init__", "compat")}
 
 
 def room(path: Path) -> tuple[int, str]:

@@ -92,7 +92,7 @@ def test_compiled_equals_eager_in_small_formats(state_dtype):
         torch.manual_seed(0)
         weight = nn.Parameter(torch.randn(96, 64).bfloat16())
         options = {"state_dtype": state_dtype, "weight_rounding": "stochastic", "execution": execution}
-        optimizer = optimizers.AdamWSN([weight], lr=1e-2, **options)
+        optimizer = optimizers.AdamWSN([{"params": [weight], "sn": True}], lr=1e-2, **options)
         for _ in range(5):
             weight.grad = torch.randn(96, 64).bfloat16()
             optimizer.step()

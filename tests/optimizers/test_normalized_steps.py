@@ -58,7 +58,8 @@ def test_subspace_momentum_of_full_rank_with_subsets_of_one_is_adam(shape: tuple
         return optimizers.AdamWSNSM([group], lr=0.01, eps=EPS)
 
     def adam(weights: list[nn.Parameter]) -> Any:
-        return optimizers.GaLoreAdamW(weights, lr=0.01, eps=EPS)
+        projected = {"params": [nn.Parameter(torch.zeros(4, 4))], "rank": 2}  # no gradient: beside what is compared
+        return optimizers.GaLoreAdamW([{"params": weights}, projected], lr=0.01, eps=EPS)
 
     assert_same(moved(make, shape), moved(adam, shape))
 

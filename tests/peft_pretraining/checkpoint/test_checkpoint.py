@@ -55,7 +55,7 @@ def test_manifest_covers_every_file_and_no_file_is_a_pickle(finished: Path) -> N
     listed = set(json.loads((newest / "manifest.json").read_text())["files"])
     present = {str(p.relative_to(newest)) for p in newest.rglob("*") if p.is_file()} - {"manifest.json"}
     assert listed == present
-    assert {Path(name).suffix for name in listed} <= {".json", ".safetensors", ".jinja"}
+    assert {Path(name).suffix for name in listed} <= {".json", ".safetensors", ".jinja", ".md"}
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, cut, Path.unlink])

@@ -11,6 +11,7 @@ import pytest
 from loguru import logger
 
 from peft_pretraining.data import DataConfig
+from peft_pretraining.data.faults import DataError
 from peft_pretraining.data.shards import local_corpus
 from peft_pretraining.data.sources import find_corpus
 from peft_pretraining.errors import UsageError
@@ -206,5 +207,5 @@ def test_a_shard_that_vanishes_is_named(tmp_path: Path, tokenizer: str) -> None:
     data = open_data(dataset=str(folder), tokenizer=tokenizer, lanes=2)
     for shard in folder.glob("en/c4-train.00001*"):
         shard.unlink()
-    with pytest.raises(RuntimeError, match=r"c4-train.00001.* cannot be read: FileNotFoundError"):
+    with pytest.raises(DataError, match=r"c4-train.00001.* cannot be read: FileNotFoundError"):
         next(data)

@@ -93,7 +93,7 @@ def test_a_saved_configuration_shows_what_was_worked_out(minimal: list[str]) -> 
         ({"training": {"batch_size": "many"}}, "--batch_size many: expected a whole number"),
         ({"training": {"batch_size": {"a": 1}}}, "training.batch_size: a dict"),
         ({"training": [1]}, "is no section"),
-        ({"model": {}}, "--model_config is required"),
+        ({"model": {}}, "--optimizer is required"),
     ],
 )
 def test_a_wrong_saved_configuration_is_refused(saved: dict, complaint: str) -> None:
