@@ -48,7 +48,8 @@ FLOORS = (
 
 
 def method_files() -> dict[str, Path]:
-    return {path.stem: path for path in OPTIMIZERS if path.parent.name == "optimizers" and path.stem not in ("__init__", "compat")}
+    own = [path for path in OPTIMIZERS if path.parent.name == "optimizers"]
+    return {path.stem: path for path in own if path.stem not in ("__init__", "compat")}
 
 
 def room(path: Path) -> tuple[int, str]:
