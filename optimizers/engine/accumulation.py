@@ -31,7 +31,7 @@ class GradientLimit:
         """In place, of what a process computes with: the norm is that of all its parts."""
         if grad is None:
             return
-        square = torch.linalg.vector_norm(grad, dtype=torch.float32).square()
+        square = torch.linalg.vector_norm(grad, dtype=torch.promote_types(grad.dtype, torch.float32)).square()
         norm = managed.placement.sum(square).sqrt()
         bad = ~torch.isfinite(norm)
         grad.masked_fill_(bad, 0.0)

@@ -29,7 +29,7 @@ def rms(tensor: Tensor) -> Tensor:
 
 def norm(tensor: Tensor) -> Tensor:
     """The 2-norm, 0-D float32."""
-    return torch.linalg.vector_norm(tensor, dtype=torch.float32)
+    return torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
 
 
 def frame(basis: Tensor, side: Side) -> Tensor:

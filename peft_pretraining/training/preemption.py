@@ -51,7 +51,8 @@ class StopSignals:
             self._handle_in_worker(number)
         elif self._first is None:
             self._first, self._when = number, time.monotonic()
-            logger.warning("{}: this update is finished and saved, then the run stops", signal.Signals(number).name)
+            if os.environ.get("RANK", "0") == "0":  # once: a launcher that ends a job tells every process
+                logger.warning("{}: this update is finished and saved, then the run stops", signal.Signals(number).name)
         elif number == signal.SIGINT and time.monotonic() - self._when > _SAME_KEYSTROKE_SECONDS:
             logger.warning("second Ctrl-C: the run stops at once; nothing since the last checkpoint is kept")
             os._exit(EXIT_INTERRUPTED)
