@@ -19,9 +19,9 @@ if how == "misuse":
 if how == "dies":
     os.kill(os.getpid(), signal.SIGKILL)
 if how == "waits":
-    signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), print("saved", flush=True), os._exit(75)))
-    signal.signal(signal.SIGUSR1, lambda *_: (time.sleep(1), print("saved", flush=True), os._exit(75)))
-    print("ready", flush=True); time.sleep(60)
+    signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), os.write(1, b"saved\\n"), os._exit(75)))
+    signal.signal(signal.SIGUSR1, lambda *_: (time.sleep(1), os.write(1, b"saved\\n"), os._exit(75)))
+    os.write(1, b"ready\\n"); time.sleep(60)
 """
 
 
