@@ -23,9 +23,9 @@ TOGETHER, SMALL = 16, 1 << 20
 Python and the compiler's wrappers to a kernel costs half as much as the update of a 512 x 512 matrix."""
 
 AUTO_AFTER = 500
-"""Updates of a parameter before execution="auto" compiles. Compiling llama_60m takes 20 to 160 seconds of two cores,
-which 60 to 80 updates bring in again, and smaller models several hundred. A number of updates, because then a run that
-was resumed does what one that was not does."""
+"""Updates of a parameter before execution="auto" compiles. An estimate, not a measurement of this default: figures in
+docs/decisions.md put compiling llama_60m at 20 to 160 seconds and its gain at 60 to 80 updates, more for small models.
+A number of updates, because then a run that was resumed does what one that was not does."""
 
 
 class CompilationError(Exception):
